@@ -1,0 +1,291 @@
+"""The plain torch backend: ResQ layers that replace `torch.nn` layers in place, class for class."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold_factors
+from resq_plugin.backends.elementwise import quantize_pool, quantize_pool_compiled
+from resq_plugin.layers import ActivationQuantizer, LayerSettings, ResidualLayer
+from resq_plugin.quantizer import UniformQuantizer, fake_quantize, weight_scale
+
+__all__ = [
+    "ResQConv1d",
+    "ResQConv2d",
+    "ResQConv3d",
+    "ResQConvTranspose1d",
+    "ResQConvTranspose2d",
+    "ResQConvTranspose3d",
+    "ResQLinear",
+    "TorchResidualLayer",
+    "attach",
+    "detach",
+    "supports",
+]
+
+
+class _WeightCache(dict[str, tuple[object, Tensor, Tensor | None]]):
+    """Quantized weights by role. Copies and pickles of a layer start with an empty one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _WeightCache:
+        return _WeightCache()
+
+    def __reduce__(self) -> tuple[type[_WeightCache], tuple[()]]:
+        return _WeightCache, ()
+
+
+class TorchResidualLayer(ResidualLayer):
+    """Mixin that gives a `torch.nn` layer its two quantized paths, holding Φ_a and the pool of Θ_a.
+
+    Weights are quantized from the layer's own (batch-norm folded) Parameter, so nothing is stored twice.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    keyframe_quantizer: UniformQuantizer
+    residual_quantizers: nn.ModuleList
+    activation_norm: Tensor
+    channel_dim = 1
+    weight_channel_dims: tuple[int, ...] = (0,)
+
+    def setup(self, settings: LayerSettings) -> None:
+        """Add the quantizers. The Parameters of the layer are not touched."""
+        device, owner = self.weight.device, f"layer {settings.name}"
+        self.__dict__["settings"] = settings
+        self.__dict__["_folded"] = []
+        self.__dict__["_weights"] = _WeightCache()
+        keyframe_bits = settings.keyframe.pool[-1]
+        self.keyframe_quantizer = UniformQuantizer(keyframe_bits, owner=f"{owner} (keyframe)", device=device)
+        pool = settings.residual.pool if settings.residual is not None else ()
+        quantizers = [UniformQuantizer(bits, owner=f"{owner} (residual, {bits} bits)", device=device) for bits in pool]
+        self.residual_quantizers = nn.ModuleList(quantizers)
+        self.register_buffer("activation_norm", torch.ones((), device=device))
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """View of a weight in which `weight_channel_dims` are the output channels."""
+        return weight
+
+    @property
+    def folded_norm(self) -> FoldedBatchNorm | None:
+        """The batch norm that is folded into this layer, if any."""
+        return self._folded[0] if self._folded else None
+
+    def float_weight(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the batch norm folded in."""
+        norm = self.folded_norm
+        if norm is None:
+            return self.weight, self.bias
+        factor, bias = fold_factors(norm, self.bias)
+        shape = [1] * self.grouped(self.weight).dim()
+        for dim in self.weight_channel_dims:
+            shape[dim] = self.grouped(self.weight).shape[dim]
+        return (self.grouped(self.weight) * factor.view(shape)).view_as(self.weight), bias
+
+    def quantized_weight(self, bits: int) -> tuple[Tensor, Tensor | None]:
+        """ŵ = q(w; Eq. 6 and 7) of that many bits, and the float bias."""
+        weight, bias = self.float_weight()
+        channel_dims = self.weight_channel_dims if self.settings.config.weights == "channel" else ()
+        view = self.grouped(weight)
+        return fake_quantize(view, weight_scale(view, bits, channel_dims), bits).view_as(weight), bias
+
+    def _weight(self, bits: int | None) -> tuple[Tensor, Tensor | None]:
+        """The weight of that many bits (None: float), cached as long as no gradient is asked for."""
+        sources = [self.weight, self.bias]
+        if self.folded_norm is not None:
+            norm = self.folded_norm
+            sources += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        tensors = [tensor for tensor in sources if tensor is not None]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return self.float_weight() if bits is None else self.quantized_weight(bits)
+        role = "float" if bits is None else f"{bits} bits"
+        stamp = tuple(_stamp(tensor) for tensor in tensors)
+        cached = self._weights.get(role)
+        if cached is None or cached[0] != stamp:
+            with torch.inference_mode(False), torch.no_grad():
+                weight, bias = self.float_weight() if bits is None else self.quantized_weight(bits)
+                cached = stamp, weight.detach(), None if bias is None else bias.detach()
+                self._weights[role] = cached
+        return cached[1], cached[2]
+
+    def weight_of(self, kind: str) -> Tensor:
+        """The weight of one path: ``float``, ``keyframe`` or ``residual``."""
+        precision = {"float": None, "keyframe": self.settings.keyframe, "residual": self.settings.residual}[kind]
+        return self._weight(None if precision is None else precision.weight)[0]
+
+    def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
+        """Φ_a and the pool of Θ_a by name."""
+        pool = {f"residual.{index}": quantizer for index, quantizer in enumerate(self.residual_quantizers)}
+        return cast(dict[str, ActivationQuantizer], {"keyframe": self.keyframe_quantizer, **pool})
+
+    def dense(self, x: Tensor, **options: Any) -> Tensor:
+        """The float operation with the batch norm folded in."""
+        return self.linear(x, *self._weight(None), **options)
+
+    def quantize_keyframe(self, x: Tensor) -> Tensor:
+        """x̂ = q(x; Φ_a)."""
+        quantized: Tensor = self.keyframe_quantizer(x)
+        return quantized
+
+    def quantize_residual(self, delta: Tensor) -> tuple[Tensor, Tensor | None]:
+        """δ̂ = q(δ; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
+        quantizers = list(self.residual_quantizers)
+        if len(quantizers) == 1:
+            return quantizers[0](delta), None
+        for quantizer in quantizers:
+            quantizer.check()
+        config = self.settings.config
+        policy = config.policy
+        if policy.normalize == "layer":
+            threshold = self.activation_norm * policy.threshold
+        else:
+            residual = self.settings.residual
+            weight, _ = self._weight(residual.weight if residual is not None else 8)
+            threshold = policy.threshold / torch.linalg.vector_norm(weight.detach()).clamp_min(1e-30)
+        run = quantize_pool_compiled if config.compile else quantize_pool
+        return run(
+            delta,
+            [quantizer.scale for quantizer in quantizers],
+            [quantizer.bits for quantizer in quantizers],
+            threshold,
+            policy,
+            self.channel_dim,
+        )
+
+    def apply_keyframe(self, x_hat: Tensor, **options: Any) -> Tensor:
+        """``x̂ * q(w; Φ_w) + b``."""
+        return self.linear(x_hat, *self._weight(self.settings.keyframe.weight), **options)
+
+    def apply_residual(self, delta_hat: Tensor, **options: Any) -> Tensor:
+        """``δ̂ * q(w; Θ_w)``."""
+        residual = self.settings.residual
+        weight, _ = self._weight(residual.weight if residual is not None else self.settings.keyframe.weight)
+        return self.linear(delta_hat, weight, None, **options)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self._weights.clear()
+        own = [key for key in self.state_dict(keep_vars=True) if key not in ("weight", "bias")]
+        if not any(prefix + key in state_dict for key in own):  # a float checkpoint
+            state_dict.update({prefix + key: self.state_dict()[key] for key in own})
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _stamp(tensor: Tensor) -> tuple[object, ...]:
+    """Change whenever the tensor changes; on the CPU also when it is written behind autograd's back (``.data``)."""
+    version = -1 if tensor.is_inference() else tensor._version
+    checksum = None
+    if tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous():
+        checksum = int(tensor.detach().view(torch.int32).sum())
+    return tensor.data_ptr(), version, tensor.shape, tensor.dtype, tensor.device, checksum
+
+
+class _Conv(TorchResidualLayer):
+    _conv_forward: Any
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
+        z: Tensor = self._conv_forward(x, weight, bias, **options)
+        return z
+
+
+class ResQConv1d(_Conv, nn.Conv1d):
+    """`torch.nn.Conv1d` with two quantized paths."""
+
+
+class ResQConv2d(_Conv, nn.Conv2d):
+    """`torch.nn.Conv2d` with two quantized paths."""
+
+
+class ResQConv3d(_Conv, nn.Conv3d):
+    """`torch.nn.Conv3d` with two quantized paths."""
+
+
+class _ConvTranspose(TorchResidualLayer):
+    weight_channel_dims = (0, 2)
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    _output_padding: Any
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        return weight.view(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
+        spatial = weight.dim() - 2
+        output_padding = self._output_padding(
+            x, options.get("output_size"), self.stride, self.padding, self.kernel_size, spatial, self.dilation
+        )
+        operation = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
+        return operation(x, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation)
+
+
+class ResQConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` with two quantized paths."""
+
+
+class ResQConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` with two quantized paths."""
+
+
+class ResQConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` with two quantized paths."""
+
+
+class ResQLinear(TorchResidualLayer, nn.Linear):
+    """`torch.nn.Linear` with two quantized paths; a pixel is a token of (N, *, C)."""
+
+    channel_dim = -1
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
+        """The operation of the wrapped class with another weight and bias."""
+        return F.linear(x, weight, bias)
+
+
+_CLASSES: dict[type[nn.Module], type[TorchResidualLayer]] = {
+    nn.Conv1d: ResQConv1d,
+    nn.Conv2d: ResQConv2d,
+    nn.Conv3d: ResQConv3d,
+    nn.ConvTranspose1d: ResQConvTranspose1d,
+    nn.ConvTranspose2d: ResQConvTranspose2d,
+    nn.ConvTranspose3d: ResQConvTranspose3d,
+    nn.Linear: ResQLinear,
+}
+
+
+def supports(module: nn.Module) -> bool:
+    """Whether the layer is exactly of a class this backend replaces (a subclass may compute something else)."""
+    return type(module) in _CLASSES
+
+
+def attach(module: nn.Module, settings: LayerSettings) -> None:
+    """Turn a layer into a ResQ layer in place: its class changes, its Parameters, hooks and owners do not."""
+    module.__class__ = _CLASSES[type(module)]
+    module.setup(settings)  # type: ignore[operator]
+
+
+def detach(module: nn.Module) -> None:
+    """Turn a ResQ layer back into the layer it was."""
+    if not isinstance(module, TorchResidualLayer):
+        return
+    original = {resq: plain for plain, resq in _CLASSES.items()}[type(module)]
+    del module.keyframe_quantizer, module.residual_quantizers, module.activation_norm
+    for key in ("settings", "_folded", "_weights"):
+        module.__dict__.pop(key)
+    module.__class__ = original
+
+

@@ -1,0 +1,147 @@
+"""Model to ResQ model and back, in place and without tracing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resq_plugin.backends import find_backend
+from resq_plugin.backends.batch_norm import FoldedBatchNorm, unfold
+from resq_plugin.config import ResQConfig
+from resq_plugin.errors import ConfigError, ConversionError
+from resq_plugin.fold import fold_batch_norms
+from resq_plugin.layers import LayerSettings, ResidualLayer, residual_layers
+from resq_plugin.schedule import set_scene_threshold
+
+__all__ = ["ConversionSummary", "convert", "float_state_dict", "revert", "summarize"]
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nn.Module)
+
+LINEAR_TYPES = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+
+
+@dataclass(frozen=True)
+class ConversionSummary:
+    """What a conversion did, by qualified layer names.
+
+    Attributes:
+        converted: layers with two quantized paths.
+        excluded: layers that stay float because the configuration says so.
+        unsupported: linear layers that stay float because no quantized path exists for their class, with the class.
+        folded: batch norms that are folded into the layer before them.
+        dense: batch norms that could not be folded and act on the full z_t.
+    """
+
+    converted: tuple[str, ...]
+    excluded: tuple[str, ...]
+    unsupported: tuple[str, ...]
+    folded: tuple[str, ...]
+    dense: tuple[str, ...]
+
+
+def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None) -> M:
+    """Give every selected linear layer of a model a keyframe and a residual path, in place.
+
+    Layers change their class and keep their Parameters, hooks and places, so optimizers, containers and functional
+    code around them go on working. Nothing is traced. Batch norms are folded as soon as a frame is at hand: here with
+    ``example``, else by `calibrate`.
+
+    Args:
+        model: any module.
+        config: the configuration, or the paper's notation such as ``"W8A8->W4A4"``.
+        example: one frame (N, C, H, W), to fold batch norms right away.
+
+    Returns:
+        The same model. Outside a stream it is the frame-by-frame quantized model with the keyframe quantizers.
+
+    Raises:
+        ConversionError: already converted, nothing to convert, or the backend is not installed.
+        ConfigError: an override matches no layer.
+    """
+    if isinstance(config, str):
+        config = ResQConfig.parse(config)
+    if any(isinstance(module, ResidualLayer) for module in model.modules()):
+        msg = (
+            f"{type(model).__name__} is already converted; call resq_plugin.revert(model) before you convert it again."
+        )
+        raise ConversionError(msg)
+    backend = find_backend(config.backend)
+    supported = {name: module for name, module in model.named_modules() if backend.supports(module)}
+    selected = {name: module for name, module in supported.items() if config.selects(name)}
+    if not selected:
+        msg = (
+            f"no layer of {type(model).__name__} is selected by include={config.include}, exclude={config.exclude}; "
+            f"it has {len(supported)} layers that can be converted, e.g. {', '.join(list(supported)[:3]) or 'none'}."
+        )
+        raise ConversionError(msg)
+    _check_patterns(config, supported)
+    for name, module in selected.items():
+        keyframe, residual = config.precision_of(name)
+        backend.attach(module, LayerSettings(name, keyframe, residual, config))
+    if config.schedule.kind == "scene_change":
+        set_scene_threshold(model, None)
+    if example is not None:
+        fold_batch_norms(model, example)
+    summary = summarize(model)
+    logger.info("converted %d layers of %s to %s", len(summary.converted), type(model).__name__, config)
+    if summary.unsupported:
+        logger.warning("these linear layers stay in float: %s", ", ".join(summary.unsupported))
+    return model
+
+
+def _check_patterns(config: ResQConfig, names: dict[str, Any]) -> None:
+    for pattern, text in config.overrides:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            msg = f"overrides[{pattern!r}]={text!r} matches no layer; layers are e.g. {', '.join(list(names)[:3])}."
+            raise ConfigError(msg)
+    for pattern in config.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            logger.warning("exclude pattern %r matches no layer", pattern)
+
+
+def revert(model: M) -> M:
+    """Undo `convert` in place, folding included; the float model is back, bit for bit, with whatever it has learned."""
+    backend = find_backend(next(iter(residual_layers(model).values())).settings.config.backend)
+    for module in model.modules():
+        if isinstance(module, ResidualLayer):
+            backend.detach(module)
+        elif isinstance(module, FoldedBatchNorm):
+            unfold(module)
+    return model
+
+
+def summarize(model: nn.Module) -> ConversionSummary:
+    """List what was converted, folded and left in float."""
+    layers = residual_layers(model)
+    config = next(iter(layers.values())).settings.config
+    rest = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR_TYPES) and not isinstance(module, ResidualLayer)
+    ]
+    folded = [name for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)]
+    norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    return ConversionSummary(
+        converted=tuple(layers),
+        excluded=tuple(name for name, _ in rest if not config.selects(name)),
+        unsupported=tuple(f"{name} ({type(module).__name__})" for name, module in rest if config.selects(name)),
+        folded=tuple(folded),
+        dense=tuple(name for name in norms if name not in folded),
+    )
+
+
+def float_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict that the float model had, with today's weights: it loads strictly into a float model."""
+    names = {id(module): name for name, module in model.named_modules()}
+    extra = {"resq.scene_threshold"}
+    for layer in residual_layers(model).values():
+        prefix = names[id(layer)]
+        extra |= {f"{prefix}.{key}".lstrip(".") for key in layer.state_dict() if key not in ("weight", "bias")}
+    return {key: value for key, value in model.state_dict().items() if key not in extra}

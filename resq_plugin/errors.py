@@ -1,0 +1,51 @@
+"""The exceptions a user can meet, all derived from `ResQError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "ConfigError",
+    "ConversionError",
+    "FrameError",
+    "ResQError",
+    "StreamError",
+    "nearest",
+]
+
+
+class ResQError(Exception):
+    """Base of every error that resq-plugin raises on purpose."""
+
+
+class ConfigError(ResQError, ValueError):
+    """A setting is unknown, impossible or contradicts another one."""
+
+
+class ConversionError(ResQError, TypeError):
+    """A model, layer or backend cannot be converted."""
+
+
+class CalibrationError(ResQError, RuntimeError):
+    """Calibration data is unusable, or a model is used before its calibration."""
+
+
+class FrameError(ResQError, ValueError):
+    """A frame holds NaN or Inf, or is not a frame at all. The stream is unchanged."""
+
+
+class StreamError(ResQError, RuntimeError):
+    """A stream is used after it was closed, or its frames changed shape, type or device."""
+
+
+class CheckpointError(ResQError, ValueError):
+    """A file is truncated, foreign or belongs to another model. The model is unchanged."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return a hint such as ``" Did you mean 'interval'?"``, or an empty string."""
+    matches = get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,112 @@
+"""Finding the batch norms that can be folded, by running one frame and watching who reads what."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from resq_plugin.backends.batch_norm import fold, is_foldable
+from resq_plugin.layers import ResidualLayer, dense_execution, residual_layers
+
+__all__ = ["evaluating", "fold_batch_norms"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Readers(TorchDispatchMode):
+    """Notes which layer outputs an operation outside their batch norm reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[int, tuple[Tensor, ResidualLayer]] = {}
+        self.inside_norm = 0
+        self.read_elsewhere: set[ResidualLayer] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.inside_norm:
+            self.note(args)
+            self.note(kwargs)
+        return func(*args, **(kwargs or {}))
+
+    def note(self, values: Any) -> None:
+        for value in tree_iter(values):
+            found = self.outputs.get(id(value))
+            if found is not None:
+                self.read_elsewhere.add(found[1])
+
+
+def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], Any] | None = None) -> tuple[str, ...]:
+    """Fold every batch norm whose input is the output of one converted layer that nothing else reads.
+
+    One float frame is run with hooks; nothing is traced. Other batch norms stay as they are and act on the full z_t.
+
+    Args:
+        model: a converted model; its training flags are kept.
+        frame: (N, C, H, W).
+        run: what runs a frame, when it is not ``model(frame)``.
+
+    Returns:
+        Qualified names of the batch norms folded by this call.
+    """
+    layers = list(residual_layers(model).values())
+    norms = {name: module for name, module in model.named_modules() if is_foldable(module)}
+    if not norms or any(not hasattr(layer, "_folded") for layer in layers):
+        return ()
+    readers = _Readers()
+    sources: dict[nn.Module, set[ResidualLayer | None]] = {}
+    sinks: dict[ResidualLayer, set[nn.Module]] = {}
+
+    def produced(layer: nn.Module, _: Any, output: Tensor) -> None:
+        readers.outputs[id(output)] = (output, cast(ResidualLayer, layer))
+
+    def enters(norm: nn.Module, args: tuple[Any, ...]) -> None:
+        readers.inside_norm += 1
+        found = readers.outputs.get(id(args[0]))
+        sources.setdefault(norm, set()).add(found[1] if found else None)
+        if found:
+            sinks.setdefault(found[1], set()).add(norm)
+
+    def leaves(*_: Any) -> None:
+        readers.inside_norm -= 1
+
+    handles = [layer.register_forward_hook(produced) for layer in layers]
+    for norm in norms.values():
+        handles += [norm.register_forward_pre_hook(enters), norm.register_forward_hook(leaves)]
+    try:
+        with evaluating(model), torch.no_grad(), dense_execution(), readers:
+            readers.note((run or model)(frame))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    folded = []
+    for name, norm in norms.items():
+        found = sources.get(norm, set())
+        layer = next(iter(found)) if len(found) == 1 else None
+        if layer is None or len(sinks[layer]) > 1 or layer in readers.read_elsewhere:
+            logger.info("batch norm %s cannot be folded; it stays dense and acts on the full output", name)
+            continue
+        layer._folded.append(fold(norm))
+        folded.append(name)
+    return tuple(folded)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model in evaluation mode inside and give every module its own training flag back."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags.items():
+            module.training = training
+
+

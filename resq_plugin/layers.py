@@ -1,0 +1,159 @@
+"""The two quantized paths of one linear layer, and who decides which of them runs.
+
+A `ResidualLayer` owns numbers only. What happens to a frame (frame-by-frame, a stream's interval, collection for
+calibration, plain float) is decided by the active *executor*, one per thread of execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from resq_plugin.config import Precision, ResQConfig
+from resq_plugin.errors import ConversionError
+
+__all__ = ["ActivationQuantizer", "Executor", "LayerSettings", "ResidualLayer", "dense_execution", "executing", "frame_by_frame", "residual_layers"]
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What one layer knows of the configuration.
+
+    Attributes:
+        name: qualified name in the converted model; errors and state use it.
+        keyframe: precision of Φ.
+        residual: precision of Θ; None in a frame-by-frame model.
+        config: everything that is not per layer.
+    """
+
+    name: str
+    keyframe: Precision
+    residual: Precision | None
+    config: ResQConfig
+
+
+class ActivationQuantizer(Protocol):
+    """What calibration needs of a quantizer: Eq. 1 with a range by Eq. 6."""
+
+    bits: int
+    signed: bool
+
+    def set_range(self, r_min: float, r_max: float, *, signed: bool = True) -> None:
+        """Set the range and the grid."""
+        ...
+
+
+class ResidualLayer(nn.Module):
+    """One linear operation with two quantized paths, Eq. 5.
+
+    ``keyframe(x)`` is ``q(x; Φ_a) * q(w; Φ_w) + b`` and ``residual(δ)`` is ``q(δ; Θ_a) * q(w; Θ_w)``, without bias.
+    A backend implements the primitives below; ``options`` are the extra arguments of the operation
+    (``output_size`` of a transposed convolution).
+    """
+
+    settings: LayerSettings
+    channel_dim: int
+    """Dimension of the input channels of ``x``: 1 in (N, C, H, W), -1 in (N, *, C)."""
+    activation_norm: Tensor
+    """RMS over pixels of the keyframe inputs' channel norm, (), to normalize the policy; calibration sets it."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
+        """The bare operation ``x * weight + bias``."""
+        raise NotImplementedError
+
+    def dense(self, x: Tensor, **options: Any) -> Tensor:
+        """The float operation, ``x * w + b``."""
+        raise NotImplementedError
+
+    def quantize_keyframe(self, x: Tensor) -> Tensor:
+        """x̂ = q(x; Φ_a), a new tensor of the shape of ``x``."""
+        raise NotImplementedError
+
+    def quantize_residual(self, delta: Tensor) -> tuple[Tensor, Tensor | None]:
+        """δ̂ = q(δ; Θ_a), a new tensor; for a dynamic pool also Π, the chosen index per pixel (N, H, W)."""
+        raise NotImplementedError
+
+    def apply_keyframe(self, x_hat: Tensor, **options: Any) -> Tensor:
+        """``x̂ * q(w; Φ_w) + b``."""
+        raise NotImplementedError
+
+    def apply_residual(self, delta_hat: Tensor, **options: Any) -> Tensor:
+        """``δ̂ * q(w; Θ_w)``."""
+        raise NotImplementedError
+
+    def weight_of(self, kind: str) -> Tensor:
+        """The weight of one path: ``float`` (batch norm folded), ``keyframe`` (q(w; Φ_w)) or ``residual`` (q(w; Θ_w))."""
+        raise NotImplementedError
+
+    def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
+        """Φ_a as ``keyframe`` and the pool of Θ_a as ``residual.0``, ``residual.1``, ..., low to high bit width."""
+        raise NotImplementedError
+
+    def keyframe(self, x: Tensor, **options: Any) -> Tensor:
+        """ẑ_k of Eq. 5 for an input of the layer's own shape."""
+        return self.apply_keyframe(self.quantize_keyframe(x), **options)
+
+    def residual(self, delta: Tensor, **options: Any) -> Tensor:
+        """``q(δ; Θ_a) * q(w; Θ_w)`` of Eq. 5; the executor adds ẑ_k."""
+        return self.apply_residual(self.quantize_residual(delta)[0], **options)
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Hand ``x`` to the active executor."""
+        if args:
+            options["output_size"] = args[0]
+        return _active.get()(self, x, **options)
+
+
+class Executor(Protocol):
+    """Runs one call of one layer: ``executor(layer, x) -> z``."""
+
+    def __call__(self, layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
+        """Return z for the input ``x`` of ``layer``."""
+        ...
+
+
+def frame_by_frame(layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
+    """The executor outside streams: every frame is quantized on its own, with Φ."""
+    return layer.keyframe(x, **options)
+
+
+def _dense(layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
+    return layer.dense(x, **options)
+
+
+_active: ContextVar[Executor] = ContextVar("resq_executor", default=frame_by_frame)
+
+
+@contextmanager
+def executing(executor: Executor) -> Iterator[None]:
+    """Let ``executor`` run every ResQ layer called inside, in this thread of execution only."""
+    token = _active.set(executor)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+@contextmanager
+def dense_execution() -> Iterator[None]:
+    """Run converted models in float inside, e.g. to measure agreement with the float model."""
+    with executing(_dense):
+        yield
+
+
+def residual_layers(model: nn.Module) -> dict[str, ResidualLayer]:
+    """Return the converted layers of a model by the name they were converted under.
+
+    Raises:
+        ConversionError: there are none.
+    """
+    layers = {module.settings.name: module for module in model.modules() if isinstance(module, ResidualLayer)}
+    if not layers:
+        msg = f"{type(model).__name__} has no ResQ layer; call resq_plugin.convert(model, config) first."
+        raise ConversionError(msg)
+    return layers

@@ -1,0 +1,197 @@
+"""Uniform affine quantization, Eq. 1 and 6: pure functions and the module that holds one activation scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resq_plugin.errors import CalibrationError, CheckpointError
+
+__all__ = [
+    "UniformQuantizer",
+    "fake_quantize",
+    "integer_range",
+    "quantize_to_integers",
+    "scale_from_range",
+    "weight_range",
+    "weight_scale",
+]
+
+SMALLEST_SCALE = 1e-12
+"""Floor of every scale: an all-zero weight or a dead input must not divide by zero."""
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    """Rounding (half to even) whose gradient is the identity [4]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
+        return grads[0]
+
+
+def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
+    """Return the lowest and highest integer of the grid of Eq. 1.
+
+    >>> integer_range(4), integer_range(4, signed=False), integer_range(0)
+    ((-8, 7), (0, 15), (0, 0))
+    """
+    if bits == 0:
+        return 0, 0
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def scale_from_range(r_min: Tensor, r_max: Tensor, bits: int, *, signed: bool = True) -> Tensor:
+    """Scale s of Eq. 6: ``2 max(r_max, -r_min) / (2^b - 1)``; on an unsigned grid ``r_max / (2^b - 1)``.
+
+    Args:
+        r_min: lower end of the range, any shape.
+        r_max: upper end of the range, the same shape.
+        bits: b; 0 bits have no scale, and 1 is returned.
+        signed: whether the grid is symmetric (the paper) or starts at zero.
+
+    >>> scale_from_range(torch.tensor(-3.0), torch.tensor(1.5), 4)
+    tensor(0.4000)
+    """
+    if bits == 0:
+        return torch.ones_like(r_max)
+    span = 2 * torch.maximum(r_max, -r_min) if signed else r_max
+    return (span / (2**bits - 1)).clamp_min(SMALLEST_SCALE)
+
+
+def quantize_to_integers(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True) -> Tensor:
+    """The integers of Eq. 1, ``clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)``, in the type and shape of ``x``.
+
+    >>> quantize_to_integers(torch.tensor([-9.0, -0.6, 0.5, 1.5, 9.0]), torch.tensor(1.0), 4)
+    tensor([-8., -1.,  0.,  2.,  7.])
+    """
+    low, high = integer_range(bits, signed=signed)
+    if bits == 0:
+        return torch.zeros_like(x)
+    scale = scale.to(x.dtype)
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        rounded: Tensor = _RoundStraightThrough.apply(x / scale)
+        return rounded.clamp(low, high)
+    return x.div(scale).round_().clamp_(low, high)
+
+
+def fake_quantize(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True) -> Tensor:
+    """Quantizer q(x; Θ) of Eq. 1, with the straight-through gradient to ``x`` and to the scale.
+
+    Args:
+        x: any shape.
+        scale: s, broadcastable to ``x``.
+        bits: b; 0 gives zeros.
+        signed: whether the grid is symmetric (the paper) or starts at zero.
+
+    Returns:
+        A new tensor of the shape of ``x``, never a view of it.
+    """
+    integers = quantize_to_integers(x, scale, bits, signed=signed)
+    scale = scale.to(x.dtype)
+    return integers * scale if integers.requires_grad else integers.mul_(scale)
+
+
+def weight_range(weight: Tensor, channel_dims: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Range of a weight by Eq. 7, its minimum and maximum.
+
+    Args:
+        weight: any shape.
+        channel_dims: dimensions of the output channels, which get one range each (C, 1, 1, 1);
+            none for one range of the whole tensor.
+    """
+    dims = [dim for dim in range(weight.dim()) if dim not in channel_dims]
+    return weight.amin(dims, keepdim=True), weight.amax(dims, keepdim=True)
+
+
+def weight_scale(weight: Tensor, bits: int, channel_dims: tuple[int, ...] = ()) -> Tensor:
+    """Scale of a weight by Eq. 6 and 7. The range is data, not a path for gradients."""
+    r_min, r_max = weight_range(weight.detach(), channel_dims)
+    return scale_from_range(r_min, r_max, bits)
+
+
+class UniformQuantizer(nn.Module):
+    """One activation quantizer: a bit width and a learnable scale, which is 0 until calibrated.
+
+    Attributes:
+        bits: b, 0 or 2 to 16.
+        signed: symmetric grid (the paper) or one that starts at zero.
+        owner: what errors call this quantizer, e.g. ``"layer conv1 (keyframe)"``.
+        scale: s, a scalar parameter; QAT may learn it.
+    """
+
+    scale: nn.Parameter
+
+    def __init__(
+        self, bits: int, *, signed: bool = True, owner: str = "a quantizer", device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self.bits = bits
+        self.signed = signed
+        self.owner = owner
+        self.scale = nn.Parameter(torch.ones((), device=device) if bits == 0 else torch.zeros((), device=device))
+        if bits == 0:
+            self.scale.requires_grad_(False)
+        self._checked_version = -1
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a range has been set."""
+        return bool(self.scale > 0)
+
+    @torch.no_grad()
+    def set_range(self, r_min: float, r_max: float, *, signed: bool = True) -> None:
+        """Set the grid, and the scale from a range by Eq. 6."""
+        self.signed = signed
+        ends = torch.tensor([r_min, r_max], dtype=torch.float64)
+        self.scale.copy_(scale_from_range(ends[0], ends[1], self.bits, signed=self.signed))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The range (r_min, r_max) of which the scale was made."""
+        span = float(self.scale) * (2**self.bits - 1)
+        return (-span / 2, span / 2) if self.signed else (0.0, span)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return q(x; Θ), a new tensor of the shape of ``x``.
+
+        Raises:
+            CalibrationError: no range has been set.
+        """
+        self.check()
+        return fake_quantize(x, self.scale, self.bits, signed=self.signed)
+
+    def check(self) -> None:
+        """Raise unless calibrated. Looks at the value only when it may have changed, to spare a device sync."""
+        if self.scale.is_meta or self._checked_version == self.scale._version:
+            return
+        if not self.is_calibrated:
+            msg = f"{self.owner} has no range; call resq_plugin.calibrate(model, clips) before you run the model."
+            raise CalibrationError(msg)
+        self._checked_version = self.scale._version
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        value = state_dict.get(prefix + "scale")
+        if value is not None and not bool(torch.isfinite(value).all() & (value >= 0).all()):
+            msg = f"{prefix}scale is {float(value)}; a scale is finite and not negative. The checkpoint is damaged."
+            raise CheckpointError(msg)
+        self._checked_version = -1
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def get_extra_state(self) -> Tensor:
+        """The grid, which belongs to a checkpoint as much as the scale."""
+        return torch.tensor(self.signed)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the grid from a checkpoint."""
+        self.signed = bool(state)
+
+    def extra_repr(self) -> str:
+        """Show bits, grid and scale."""
+        grid = "signed" if self.signed else "unsigned"
+        return f"bits={self.bits}, {grid}, scale={float(self.scale):.4g}" if not self.scale.is_meta else f"{self.bits}"
