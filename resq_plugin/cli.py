@@ -1,7 +1,8 @@
 """The command line: ``resq cost``, ``resq demo``, ...
 
 A command is a function ``add_<name>(commands)`` that adds its arguments and sets ``run``, a function of the parsed
-arguments that returns the exit code. List it in `COMMANDS`. Exit codes: 0 done, 2 the user can put it right.
+arguments and the console that returns the exit code. List it in `COMMANDS`. Exit codes: 0 done, 2 the user can put
+it right.
 """
 
 from __future__ import annotations

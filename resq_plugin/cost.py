@@ -176,19 +176,17 @@ def measure_cost(
     run = dry_run(model, shape)
     calls: dict[str, list[LayerCall]] = {}
     for call in run.calls:
-        calls.setdefault(_settings(call, config).name, []).append(call)
+        calls.setdefault(call.name, []).append(call)
+    groups = [(_settings(group[0], config), group) for group in calls.values()]
+    names = {settings.name for settings, _ in groups}
     shares = shares or {}
     for name in shares:
-        if name not in calls:
-            msg = f"shares name layer {name!r}, which does not run in this model.{nearest(name, calls)}"
+        if name not in names:
+            msg = f"shares name layer {name!r}, which does not run in this model.{nearest(name, names)}"
             raise ConfigError(msg)
-    rows, bound = [], False
-    for name, group in calls.items():
-        settings = _settings(group[0], config)
-        rows.append(_layer_cost(settings, group, shares.get(name)))
-        residual = settings.residual
-        bound |= residual is not None and residual.is_dynamic and name not in shares
-    return Cost(tuple(rows), _interval(model, config), run.uncounted, bound)
+    rows = tuple(_layer_cost(settings, group, shares.get(settings.name)) for settings, group in groups)
+    is_upper_bound = any(settings.is_dynamic and settings.name not in shares for settings, _ in groups)
+    return Cost(rows, _interval(model, config), run.uncounted, is_upper_bound)
 
 
 @dataclass(frozen=True)
@@ -200,6 +198,11 @@ class _Settings:
     residual: Precision | None = None
     interval: int = 1
     reference: str = "float"
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether there is a choice between bit widths."""
+        return self.residual is not None and len(self.residual.pool) > 1
 
 
 def _settings(call: LayerCall, config: ResQConfig | None) -> _Settings:
@@ -240,7 +243,7 @@ def _layer_cost(settings: _Settings, calls: Sequence[LayerCall], shares: Mapping
         )
     policy_bops = 0
     bits: float = max(residual.pool)
-    if residual.is_dynamic:
+    if settings.is_dynamic:
         policy_bops = sum(call.inputs for call in calls) * len(residual.pool) * max(residual.pool) ** 2
         if shares is not None:
             bits = _mean_bits(settings.name, shares, residual.pool)
@@ -266,7 +269,7 @@ def _layer_cost(settings: _Settings, calls: Sequence[LayerCall], shares: Mapping
 def _mean_bits(name: str, shares: Mapping[int, float], pool: tuple[int, ...]) -> float:
     unknown = sorted(set(shares) - set(pool))
     total = sum(shares.values())
-    if unknown or min(shares.values(), default=0) < 0 or abs(total - 1) > 1e-3:
+    if unknown or min(shares.values(), default=0) < 0 or not abs(total - 1) <= 1e-3:
         msg = (
             f"shares[{name!r}]={dict(shares)} must give shares of the pool {pool}, at least 0 each, that add up "
             "to 1, as Stream.bit_shares() returns them."

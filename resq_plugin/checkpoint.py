@@ -1,0 +1,108 @@
+"""Files: calibrated models and their ranges, written whole and read all or nothing."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resq_plugin.config import ResQConfig
+from resq_plugin.convert import float_state_dict
+from resq_plugin.errors import CheckpointError
+from resq_plugin.layers import residual_layers
+
+__all__ = ["load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
+
+FORMAT_VERSION = 1
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a converted model: weights, ranges and configuration. The file appears whole or not at all."""
+    _write({"kind": "checkpoint", "state_dict": model.state_dict()}, model, path)
+
+
+def save_ranges(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write only what calibration found, to be used with weights from elsewhere."""
+    weights = float_state_dict(model)
+    ranges = {key: value for key, value in model.state_dict().items() if key not in weights}
+    _write({"kind": "ranges", "state_dict": ranges}, model, path)
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a file of `save_checkpoint`, or a float checkpoint, into a converted model.
+
+    Float checkpoints are a state dict, or a dict with one under ``state_dict`` (as MMEngine writes), ``model`` or
+    ``model_state_dict``; ranges then stay as they are. Files are read with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign or of another model; the model is unchanged.
+    """
+    values = _read(path)
+    if values.get("kind") == "ranges":
+        msg = f"{path} holds ranges only; read it with load_ranges(model, path)."
+        raise CheckpointError(msg)
+    _apply(model, next((values[key] for key in _WRAPPERS if isinstance(values.get(key), dict)), values), values, path)
+
+
+def load_ranges(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a file of `save_ranges` into a converted model; its weights stay as they are.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign or of another model; the model is unchanged.
+    """
+    values = _read(path)
+    if values.get("kind") != "ranges":
+        msg = f"{path} is no file of save_ranges(model, path); read a checkpoint with load_checkpoint(model, path)."
+        raise CheckpointError(msg)
+    _apply(model, {**float_state_dict(model), **values["state_dict"]}, values, path)
+
+
+def _write(values: dict[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> None:
+    config = next(iter(residual_layers(model).values())).settings.config
+    content = {"format": "resq-plugin", "version": FORMAT_VERSION, "config": config.to_dict(), **values}
+    target = Path(path)
+    temporary = target.with_name(target.name + ".part")
+    torch.save(content, temporary)
+    temporary.replace(target)
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        msg = f"{path} does not exist."
+        raise CheckpointError(msg) from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        msg = f"{path} is truncated or no PyTorch file that loads with weights_only=True ({reason}). The model is unchanged."
+        raise CheckpointError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{path} holds a {type(values).__name__}, not a state dict. The model is unchanged."
+        raise CheckpointError(msg)
+    if values.get("format") == "resq-plugin" and values.get("version") != FORMAT_VERSION:
+        msg = f"{path} has format version {values.get('version')}; this release reads version {FORMAT_VERSION}."
+        raise CheckpointError(msg)
+    return values
+
+
+def _apply(model: nn.Module, state: dict[str, Tensor], values: dict[str, Any], path: Any) -> None:
+    layers = residual_layers(model)
+    config = next(iter(layers.values())).settings.config
+    if values.get("format") == "resq-plugin":
+        theirs = ResQConfig.from_dict(values["config"])
+        if (theirs.keyframe, theirs.residual, theirs.overrides) != (config.keyframe, config.residual, config.overrides):
+            msg = f"{path} was calibrated for {theirs.notation}, this model is {config.notation}. The model is unchanged."
+            raise CheckpointError(msg)
+    before = copy.deepcopy(model.state_dict())
+    try:
+        model.load_state_dict(state, strict=True)
+    except Exception as error:
+        model.load_state_dict(before, strict=True)
+        msg = f"{path} does not fit {type(model).__name__}; the model is unchanged. {error}"
+        raise CheckpointError(msg) from error
