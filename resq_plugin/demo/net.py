@@ -70,7 +70,7 @@ class DemoNet(nn.Module):
         self.stem = _conv(3, half, 3, stride=2)
         self.stage1 = nn.Sequential(_conv(half, quarter, 3, stride=2), _Block(quarter))
         self.stage2 = nn.Sequential(_conv(quarter, eighth, 3, stride=2), _Block(eighth), _InvertedBlock(eighth, 3))
-        self.context = nn.Sequential(_InvertedBlock(eighth, 7), _InvertedBlock(eighth, 7))
+        self.context = nn.Sequential(_InvertedBlock(eighth, 5), _InvertedBlock(eighth, 5))
         self.up = nn.Sequential(
             nn.ConvTranspose2d(eighth, quarter, 4, 2, 1, bias=False), nn.BatchNorm2d(quarter), nn.ReLU(inplace=True)
         )

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from resq_plugin.demo.background import render_background
 from resq_plugin.demo.shapes import CLASSES, cover, cycle_colour, paint
 
-__all__ = ["HELD_OUT_SEEDS", "SceneConfig", "generate_clip", "to_rgb"]
+__all__ = ["HELD_OUT_SEEDS", "SceneConfig", "from_rgb", "generate_clip", "to_rgb"]
 
 #: Seeds that benchmarks/train_demo.py never trains on.
 HELD_OUT_SEEDS = range(10_000)
@@ -48,18 +49,24 @@ class SceneConfig:
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             size = getattr(self, name)
-            if size < 32 or size % 8:
+            if not isinstance(size, int) or size < 32 or size % 8:
                 msg = f"{name}={size!r}: expected a multiple of 8, at least 32"
                 raise ValueError(msg)
-        if self.camera not in _CAMERAS:
-            msg = f"camera={self.camera!r}: expected one of {', '.join(_CAMERAS)}"
-            raise ValueError(msg)
-        for name in ("shapes", "speed", "noise", "seed"):
-            if not getattr(self, name) >= 0:
-                msg = f"{name}={getattr(self, name)!r}: expected a number >= 0"
+        for name in ("shapes", "seed"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < 0:
+                msg = f"{name}={number!r}: expected an integer >= 0"
+                raise ValueError(msg)
+        for name in ("speed", "noise"):
+            amount = getattr(self, name)
+            if not 0 <= amount < math.inf:
+                msg = f"{name}={amount!r}: expected a finite number >= 0"
                 raise ValueError(msg)
         if not math.isfinite(self.pan_speed):
             msg = f"pan_speed={self.pan_speed!r}: expected a finite number"
+            raise ValueError(msg)
+        if self.camera not in _CAMERAS:
+            msg = f"camera={self.camera!r}: expected one of {', '.join(_CAMERAS)}"
             raise ValueError(msg)
 
 
@@ -86,7 +93,7 @@ def generate_clip(config: SceneConfig, frames: int) -> tuple[Tensor, Tensor]:
     canvas = torch.zeros(frames, 3, config.height + 4 * margin, config.width + 4 * margin)
     labels = torch.zeros(frames, *canvas.shape[-2:], dtype=torch.int64)
     inner = (..., slice(2 * margin, 2 * margin + config.height), slice(2 * margin, 2 * margin + config.width))
-    canvas[inner] = _background(config, camera)
+    canvas[inner] = render_background(config.height, config.width, camera, _generator(config, 0))
     _draw_shapes(config, camera, margin, canvas, labels)
     generator = _generator(config, 2)
     noise = torch.stack([torch.randn(3, config.height, config.width, generator=generator) for _ in range(frames)])
@@ -99,6 +106,11 @@ def to_rgb(frames: Tensor) -> Tensor:
     return ((frames * _STD + _MEAN).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def from_rgb(images: Tensor) -> Tensor:
+    """Images (..., 3, H, W), uint8, as normalised float32 frames of the same shape, as `DemoNet` expects them."""
+    return (images.float() / 255 - _MEAN) / _STD
+
+
 def _generator(config: SceneConfig, stream: int) -> torch.Generator:
     """An own random stream for background, shapes and noise, so that one does not disturb the others."""
     return torch.Generator().manual_seed(config.seed * 3 + stream)
@@ -108,64 +120,41 @@ def _radius_range(config: SceneConfig) -> tuple[float, float]:
     return 0.11 * config.height, 0.21 * config.height
 
 
-def _background(config: SceneConfig, camera: Tensor) -> Tensor:
-    """The scene without shapes, (T, 3, H, W), seen from the camera positions (T,)."""
-    generator = _generator(config, 0)
-    height, width = config.height, 2 * config.width
-    spectrum = torch.fft.rfft2(torch.randn(4, height, width, generator=generator))
-    fy, fx = torch.fft.fftfreq(height)[:, None] * height, torch.fft.rfftfreq(width)[None] * height
-    clouds = torch.fft.irfft2(spectrum / (1 + fy**2 + fx**2) ** 0.65, s=(height, width))  # (4, H, 2W), periodic
-    clouds = clouds / clouds.std(dim=(1, 2), keepdim=True)
-    draw = torch.rand(9, generator=generator)
-    colours = cycle_colour(draw[:2], 0.15 + 0.3 * draw[2:4], 0.38 + 0.4 * draw[4:6])
-    mix = torch.sigmoid(1.2 * clouds[0])
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-    waves_y, waves_x = (height * (0.03 + 0.09 * draw[6])).round(), (width * (0.12 * draw[7] - 0.06)).round()
-    stripes = torch.sin(2 * math.pi * (waves_y * rows / height + waves_x * columns / width))
-    stripes = torch.sigmoid(6 * stripes) * torch.sigmoid(2 * clouds[1])  # planks that come and go
-    world = colours[0].view(3, 1, 1) + mix * (colours[1] - colours[0]).view(3, 1, 1)
-    world = world * (0.85 + 0.3 * stripes * draw[8]) + 0.025 * clouds[1:4]
-    world = world * (1.15 - 0.35 * rows / height)
-    left = camera.floor()
-    part = (camera - left).to(world.dtype).view(-1, 1, 1, 1)
-    index = left.long().view(-1, 1) + torch.arange(config.width + 1)  # (T, W + 1)
-    seen = world[:, :, index % width].permute(2, 0, 1, 3)
-    between: Tensor = seen[..., :-1] * (1 - part) + seen[..., 1:] * part
-    return between
-
-
 def _draw_shapes(config: SceneConfig, camera: Tensor, margin: int, canvas: Tensor, labels: Tensor) -> None:
-    """Paint every shape into canvas (T, 3, H + 4m, W + 4m) and labels (T, H + 4m, W + 4m), later ones in front."""
+    """Paint every shape into canvas (T, 3, H + 4m, W + 4m) and labels (T, H + 4m, W + 4m), later ones in front.
+
+    All in float64: the last bit of a float32 sine depends on where in its tensor the element lies.
+    """
     generator = _generator(config, 1)
-    time = torch.arange(len(camera), dtype=torch.float64)
+    time = torch.arange(len(camera), dtype=torch.float64).view(-1, 1, 1)
     low, high = _radius_range(config)
+    height, width = config.height + 2 * margin, config.width + 2 * margin
     window = torch.arange(-margin, margin + 1)
     first = int(torch.randint(len(CLASSES) - 1, (1,), generator=generator))
     for number in range(config.shapes):
         label = 1 + (first + number) % (len(CLASSES) - 1)
-        draw = torch.rand(14, generator=generator, dtype=torch.float64)
-        radius = low + (high - low) * draw[0]
-        speed, heading = config.speed * (0.25 + 0.75 * draw[1]), 2 * math.pi * draw[2]
+        size, pace, heading, x, y, start, spin, *look = torch.rand(14, generator=generator, dtype=torch.float64)
+        radius = low + (high - low) * size
+        speed, heading = config.speed * (0.25 + 0.75 * pace), 2 * math.pi * heading
         # A shape that has left the view by more than its radius comes back on the other side.
-        width, height = config.width + 2 * margin, config.height + 2 * margin
-        x = (draw[3] * width + speed * heading.cos() * time - camera) % width
-        y = (draw[4] * height + speed * heading.sin() * time) % height
-        angle = (2 * math.pi * draw[5] + 0.02 * config.speed * (2 * draw[6] - 1) * time).view(-1, 1, 1)
-        row = y.round().long().view(-1, 1, 1) + window.view(1, -1, 1)
-        column = x.round().long().view(-1, 1, 1) + window.view(1, 1, -1)
-        dy, dx = row - y.view(-1, 1, 1), column - x.view(-1, 1, 1)
-        u = ((dx * angle.cos() + dy * angle.sin()) / radius).float()  # (T, S, S)
-        v = ((dy * angle.cos() - dx * angle.sin()) / radius).float()
+        x = (x * width + speed * heading.cos() * time - camera.view(-1, 1, 1)) % width
+        y = (y * height + speed * heading.sin() * time) % height
+        angle = 2 * math.pi * start + 0.02 * config.speed * (2 * spin - 1) * time
+        row, column = y.round().long() + window.view(-1, 1), x.round().long() + window  # (T, S, 1), (T, 1, S)
+        u = ((column - x) * angle.cos() + (row - y) * angle.sin()) / radius  # (T, S, S)
+        v = ((row - y) * angle.cos() - (column - x) * angle.sin()) / radius
         t, i, j = cover(label, u, v).nonzero(as_tuple=True)  # (P,) each
-        value = 0.45 + 0.3 * draw[7]
-        contrast = 0.5 + 0.25 * draw[8]
-        hue = torch.stack((draw[9], draw[9] + 0.12 + 0.25 * draw[10]))
-        saturation = torch.stack((0.35 + 0.4 * draw[11], 0.3 * draw[11]))
-        colours = cycle_colour(hue, saturation, torch.stack((value * (1 - contrast), value * (1 + contrast)))).float()
-        frequency = float(radius / (3.4 + 1.4 * draw[12]))  # stripes of 3.4 to 4.8 pixels
-        light = (_LIGHT - angle).flatten().float()[t]
         target = (t, margin + row[t, i, 0], margin + column[t, 0, j])
-        canvas.movedim(1, -1)[target] = paint(
-            label, u[t, i, j], v[t, i, j], colours, frequency, light, bool(draw[13] < 0.5)
-        )
+        frequency = float(radius / (3.4 + 1.4 * look[5]))  # stripes of 3.4 to 4.8 pixels
+        light = _LIGHT - angle[t, 0, 0]
+        painted = paint(label, u[t, i, j], v[t, i, j], _colours(look), frequency, light, bool(look[6] < 0.5))
+        canvas.movedim(1, -1)[target] = painted.to(canvas.dtype)
         labels[target] = label
+
+
+def _colours(look: list[Tensor]) -> Tensor:
+    """A dark, colourful and a light, pale colour, (2, 3), drawn alike for all classes."""
+    value, contrast, hue, shift, saturation = look[:5]
+    values = (0.45 + 0.3 * value) * (1 + (0.5 + 0.25 * contrast) * torch.tensor([-1, 1]))
+    hues = torch.stack((hue, hue + 0.12 + 0.25 * shift))
+    return cycle_colour(hues, torch.stack((0.35 + 0.4 * saturation, 0.3 * saturation)), values)

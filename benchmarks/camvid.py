@@ -1,0 +1,167 @@
+"""Accuracy against BOPs on real driving video: DDRNet-23-slim on CamVid, every scheme of the paper in one table.
+
+Ranges are calibrated on clips of 3 consecutive frames of camvid/calib, the same for every T. Accuracy is measured on
+camvid/val by the paper's protocol: every frame at every position t <= T, averaged over positions. One run with T = 8
+gives all smaller T, whose positions are its first ones.
+
+    uv run python benchmarks/camvid.py                  # everything, about an hour on 2 cores; resumes where it stopped
+    uv run python benchmarks/camvid.py --quick          # tensor weights, float reference, T = 3
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from typing import Any
+
+import torch
+from common import CLASSES, calibration_clips, camvid, ddrnet, machine, parser, segment, write
+from rich.console import Console
+from rich.table import Table
+
+from resq_plugin import ResQConfig, calibrate, convert, measure_cost, revert
+from resq_plugin.evaluate import Agreement, Evaluation, MeanIoU, evaluate
+
+INTERVALS = (2, 3, 4, 6, 8)
+FRAME = ("W8A8", "W4A8", "W8A4", "W4A4")
+STATIC = ("W8A8->W8A4", "W8A8->W4A4", "W4A4->W3A3")
+DYNAMIC = ("W8A8->W8A{0,4,8}", "W8A8->W4A{0,4,8}")
+THRESHOLDS = (0.1, 0.3)
+SHAPE = (1, 3, 360, 480)
+
+Setting = tuple[str, str, str]  # precision, weights, reference
+
+
+def settings(quick: bool) -> list[Setting]:
+    """Return every combination that is calibrated once, those of the main table first."""
+    frames = list(itertools.product(FRAME, ("tensor", "channel"), ("float",)))
+    streams = itertools.product(STATIC + DYNAMIC, ("tensor", "channel"), ("float", "quantized", "running"))
+    both = frames + sorted(streams, key=lambda s: (s[2] == "running", s[2] == "quantized" and s[1] == "tensor"))
+    return [s for s in both if not quick or s[1:] == ("tensor", "float")]
+
+
+class Bench:
+    """The network, its data and what was measured so far."""
+
+    def __init__(self, args: Any) -> None:
+        self.args = args
+        self.model = ddrnet(args.data / "weights" / "ddrnet23slim_camvid.pth")
+        self.clips = calibration_clips(camvid(args.data, "calib")[0])
+        self.frames, self.labels = camvid(args.data, "val")
+        self.rows: list[dict[str, Any]] = []
+        if args.out.exists() and not args.fresh:
+            self.rows = json.loads(args.out.read_text())["rows"]
+        with torch.inference_mode():
+            predictions = [segment(self.model(frame)) for frame in self.frames]
+        self.targets = {"miou": [self.labels], "agreement": [predictions]}
+        self.metrics = {"miou": lambda: MeanIoU(CLASSES), "agreement": Agreement}
+        self.reference_gbops = measure_cost(self.model, SHAPE, ResQConfig.parse("W8A8")).bops_per_frame / 1e9
+
+    def done(self, **key: Any) -> bool:
+        """Whether a row with these settings exists."""
+        return any(all(row[name] == value for name, value in key.items()) for row in self.rows)
+
+    def measure(self, interval: int) -> Evaluation:
+        """Evaluate the converted model at every position."""
+        return evaluate(
+            self.model, [self.frames], self.targets, self.metrics, predict=segment, interval=interval, every_position=True
+        )
+
+    def add(self, scheme: str, config: ResQConfig, result: Evaluation, interval: int, threshold: float | None) -> None:
+        """Add the row of one interval and write the file."""
+        result = result.until(interval)
+        shares = result.bit_shares if interval > 1 else {}
+        cost = measure_cost(self.model, SHAPE, config.replace(interval=interval), shares)
+        gbops = cost.bops_per_frame / 1e9
+        self.rows.append(
+            {
+                "scheme": scheme,
+                "precision": config.notation,
+                "weights": config.weights,
+                "reference": config.reference,
+                "interval": interval,
+                "threshold": threshold,
+                "accuracy": round(result.mean("miou"), 2),
+                "metric": "mIoU",
+                "agreement": round(result.mean("agreement"), 2),
+                "gbops_per_frame": round(gbops, 2),
+                "relative_bops": round(gbops / self.reference_gbops, 4),
+                "accuracy_by_distance": [round(value, 2) for value in result.by_distance["miou"]],
+                "agreement_by_distance": [round(value, 2) for value in result.by_distance["agreement"]],
+                "state_megabytes": round(cost.state_bytes / 1e6, 1) if interval > 1 else 0,
+            }
+        )
+        write(self.args.out, {"data": "CamVid val, 36 frames, 480x360", "machine": machine(), "rows": self.rows})
+
+    def float_row(self) -> None:
+        """Add the float model, which is the calibrated one in dense execution."""
+        metric = MeanIoU(CLASSES)
+        for prediction, label in zip(self.targets["agreement"][0], self.labels, strict=True):
+            metric.update(prediction, label)
+        gbops = measure_cost(self.model, SHAPE).bops_per_frame / 1e9
+        row = {"scheme": "float", "precision": "W32A32", "weights": "", "reference": "", "interval": 1, "threshold": None}
+        row |= {"accuracy": round(metric.compute(), 2), "metric": "mIoU", "agreement": 100.0, "gbops_per_frame": round(gbops, 2)}
+        row |= {"relative_bops": round(gbops / self.reference_gbops, 4), "state_megabytes": 0}
+        self.rows.append(row)
+
+    def run(self, setting: Setting, intervals: tuple[int, ...]) -> None:
+        """Convert, calibrate and measure one setting at every interval; give the float model back."""
+        precision, weights, reference = setting
+        scheme = "frame" if "->" not in precision else "dynamic" if "{" in precision else "resq"
+        thresholds: tuple[float | None, ...] = THRESHOLDS if scheme == "dynamic" else (None,)
+        intervals = (1,) if scheme == "frame" else intervals
+        state = None
+        for threshold in thresholds:
+            key = dict(precision=precision, weights=weights, reference=reference, threshold=threshold)
+            if all(self.done(interval=interval, **key) for interval in intervals):
+                continue
+            policy = {} if threshold is None else {"policy": {"threshold": threshold}}
+            config = ResQConfig.parse(precision, weights=weights, reference=reference, **policy)
+            convert(self.model, config, example=self.frames[0])
+            try:
+                if state is None:
+                    calibrate(self.model, self.clips)
+                    state = self.model.state_dict()
+                else:  # ranges do not depend on the threshold
+                    self.model.load_state_dict(state)
+                result = self.measure(max(intervals))
+                for interval in intervals:
+                    if not self.done(interval=interval, **key):
+                        self.add(scheme, config, result, interval, threshold)
+            finally:
+                revert(self.model)
+
+
+def show(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    table = Table("scheme", "precision", "weights", "reference", "T", "τ", "mIoU", "agreement %", "GBOPs", "of W8A8")
+    for row in rows:
+        values = [row[name] for name in ("scheme", "precision", "weights", "reference", "interval", "threshold")]
+        numbers = f"{row['accuracy']:.1f}", f"{row['agreement']:.1f}", f"{row['gbops_per_frame']:.1f}"
+        table.add_row(*["" if v is None else str(v) for v in values], *numbers, f"{100 * row['relative_bops']:.0f} %")
+    console.print(table)
+
+
+def main() -> None:
+    """Measure everything that is not in the file yet."""
+    options = parser(__doc__, "camvid.json")
+    options.add_argument("--quick", action="store_true", help="tensor weights, float reference, T = 3 only")
+    options.add_argument("--fresh", action="store_true", help="measure again what the file already holds")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    console = Console()
+    bench = Bench(args)
+    if not bench.done(scheme="float"):
+        bench.float_row()
+    intervals = (3,) if args.quick else INTERVALS
+    for setting in settings(args.quick):
+        start = time.perf_counter()
+        bench.run(setting, intervals)
+        console.log(*setting, f"{time.perf_counter() - start:.0f} s")
+    show(console, bench.rows)
+    console.print("written to", str(args.out))
+
+
+if __name__ == "__main__":
+    main()

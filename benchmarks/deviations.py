@@ -1,0 +1,61 @@
+"""What each choice beside the paper's does: one setting changed at a time, on CamVid val, T = 3.
+
+    uv run python benchmarks/deviations.py       # about ten minutes on 2 cores
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from camvid import SHAPE, Bench
+from common import machine, parser, write
+from rich.console import Console
+from rich.table import Table
+
+from resq_plugin import ResQConfig, calibrate, convert, measure_cost, revert
+
+STATIC, DYNAMIC = "W8A8->W4A4", "W8A8->W8A{0,4,8}"
+CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("paper", STATIC, {}),
+    ("reference=quantized", STATIC, {"reference": "quantized"}),
+    ("reference=running", STATIC, {"reference": "running"}),
+    ("weights=channel (paper's Table 2)", STATIC, {"weights": "channel"}),
+    ("keyframe_grid=unsigned", STATIC, {"keyframe_grid": "unsigned"}),
+    ("frame, paper's grid", "W8A4", {}),
+    ("frame, keyframe_grid=unsigned", "W8A4", {"keyframe_grid": "unsigned"}),
+    ("policy literal: normalize=none, τ=0.0003", DYNAMIC, {"policy": {"normalize": "none", "threshold": 0.0003}}),
+    ("policy literal: normalize=none, τ=1", DYNAMIC, {"policy": {"normalize": "none", "threshold": 1.0}}),
+    ("policy normalize=layer, τ=0.1", DYNAMIC, {}),
+    ("granularity=region, 8×8", DYNAMIC, {"policy": {"granularity": "region"}}),
+    ("granularity=frame", DYNAMIC, {"policy": {"granularity": "frame"}}),
+)
+
+
+def main() -> None:
+    """Print and write the table."""
+    args = parser(__doc__, "deviations.json").parse_args()
+    args.fresh = True
+    torch.set_num_threads(args.threads)
+    console, rows = Console(), []
+    bench = Bench(args)
+    table = Table("setting", "precision", "mIoU", "agreement %", "GBOPs per frame")
+    for label, precision, settings in CASES:
+        config = ResQConfig.parse(precision, **settings)
+        convert(bench.model, config, example=bench.frames[0])
+        calibrate(bench.model, bench.clips)
+        result = bench.measure(config.interval if config.residual else 1)
+        revert(bench.model)
+        cost = measure_cost(bench.model, SHAPE, config, result.bit_shares)
+        row = {"setting": label, "precision": precision, "interval": config.interval, "miou": result.mean("miou")}
+        row |= {"agreement": result.mean("agreement"), "gbops_per_frame": cost.bops_per_frame / 1e9}
+        rows.append(row)
+        numbers = f"{row['miou']:.1f}", f"{row['agreement']:.1f}", f"{row['gbops_per_frame']:.1f}"
+        table.add_row(label, precision, *numbers)
+        write(args.out, {"data": "CamVid val, 36 frames, 480x360, T = 3", "machine": machine(), "rows": rows})
+        console.log(label, *numbers)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
