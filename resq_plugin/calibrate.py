@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resq_plugin.backends import find_backend
-from resq_plugin.collect import Collector, FullMapComparison, LayerSamples
+from resq_plugin.collect import Collector, FullMapComparison, LayerSamples, widen
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError
 from resq_plugin.fold import evaluating, fold_batch_norms
@@ -58,11 +61,15 @@ def calibrate(
     """
     layers = residual_layers(model)
     config = next(iter(layers.values())).settings.config
-    collector = Collector(layers, config)
+    if isinstance(clips, Tensor) and clips.dim() == 5:
+        clips = list(clips)
+    collector = Collector(layers, config, _expected_frames(clips, config))
     kept: list[list[Tensor]] = []
     changes: list[float] = []
+    device = _device(model)
     with evaluating(model):
-        for index, frames in enumerate(_select(clips, config, _device(model), progress)):
+        for index, clip in enumerate(_select(clips, config, progress)):
+            frames = [frame.to(device) for frame in clip[: collector.wanted]]
             if index == 0:
                 fold_batch_norms(model, frames[0], run)
             with executing(collector):
@@ -72,9 +79,9 @@ def calibrate(
             collector.end_clip()
             changes += [float(relative_change(frame, frames[0]).max()) for frame in frames[1:]]
             _keep(kept, frames, index, config.calibration.recheck)
-            if collector.is_full:
+            if not collector.wanted:
                 break
-        collector.check()
+        collector.finish()
         finalists = {
             name: _search_layer(layers[name], samples, config)
             for name, samples in tqdm(collector.samples.items(), "searching ranges", disable=not progress)
@@ -99,56 +106,72 @@ def _device(model: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in model.parameters()), None)
 
 
-def _select(
-    clips: Iterable[Clip], config: ResQConfig, device: torch.device | None, progress: bool
-) -> Iterable[list[Tensor]]:
-    """Yield checked clips as lists of frames (N, C, H, W), evenly chosen when there are more than needed."""
-    needs_two = any(not precision.is_dynamic or precision.pool for precision in [config.residual] if precision)
-    if isinstance(clips, Tensor) and clips.dim() == 5:
-        clips = list(clips)
-    if isinstance(clips, Sequence) and len(clips):
-        per_clip = max(len(clips[0]) - 1, 1)
-        wanted = min(len(clips), -(-config.calibration.samples // per_clip))
-        clips = [clips[(index * len(clips)) // wanted] for index in range(wanted)]
+def _samples_per_clip(clips: Sequence[Clip], config: ResQConfig) -> int:
+    return max(length_hint(clips[0], 1) - (config.residual is not None), 1)
+
+
+def _expected_frames(clips: Iterable[Clip], config: ResQConfig) -> int:
+    """How many samples of each kind there will be, as far as the clips tell."""
+    samples = config.calibration.samples
+    if isinstance(clips, Sequence) and clips:
+        samples = min(samples, len(clips) * _samples_per_clip(clips, config))
+    return samples
+
+
+def _select(clips: Iterable[Clip], config: ResQConfig, progress: bool) -> Iterator[list[Tensor]]:
+    """Yield checked clips as lists of frames (N, C, H, W); of more than needed, evenly chosen ones come first."""
+    numbered: Iterable[tuple[int, Clip]] = enumerate(clips)
+    if isinstance(clips, Sequence) and clips:
+        wanted = min(len(clips), -(-config.calibration.samples // _samples_per_clip(clips, config)))
+        first = [(index * len(clips)) // wanted for index in range(wanted)]
+        rest = sorted(set(range(len(clips))) - set(first))
+        numbered = ((index, clips[index]) for index in itertools.chain(first, rest))
     count = longest = 0
-    for count, clip in enumerate(tqdm(clips, "running calibration clips", disable=not progress), start=1):  # noqa: B007
-        frames = _frames(clip, count - 1, device)
-        longest = max(longest, len(frames))
+    for index, clip in tqdm(numbered, "running calibration clips", disable=not progress):
+        frames = _frames(clip, index)
+        count, longest = count + 1, max(longest, len(frames))
         yield frames
+        if longest < 2 and count >= config.calibration.samples:
+            break
     if count == 0:
         msg = "calibration got no clip; pass clips such as [(T, C, H, W) tensor, ...] of consecutive frames."
         raise CalibrationError(msg)
-    if needs_two and longest < 2:
+    if config.residual is not None and longest < 2:
         msg = (
-            f"every calibration clip has one frame, but {config.notation} needs residuals; pass clips of at least two "
-            f"consecutive frames (T={config.interval} fits the interval), or use precision='{config.keyframe}'."
+            f"all {count} calibration clips have one frame, but {config.notation} needs residuals; pass clips of at "
+            f"least two consecutive frames (T={config.interval} fits the interval), or use "
+            f"precision='{config.keyframe}'."
         )
         raise CalibrationError(msg)
 
 
-def _frames(clip: Clip, index: int, device: torch.device | None) -> list[Tensor]:
+def _frames(clip: Clip, index: int) -> list[Tensor]:
+    where = f"calibration clip {index}"
     if isinstance(clip, Tensor) and clip.dim() < 4:
-        msg = f"calibration clip {index} has shape {tuple(clip.shape)}; a clip is (T, C, H, W) or a list of (N, C, H, W)."
+        msg = f"{where} has shape {tuple(clip.shape)}; a clip is (T, C, H, W) or a list of frames (N, C, H, W)."
         raise CalibrationError(msg)
     frames = list(clip.unsqueeze(1)) if isinstance(clip, Tensor) else list(clip)
     if not frames:
-        msg = f"calibration clip {index} is empty; a clip holds at least one frame (N, C, H, W)."
+        msg = f"{where} is empty; a clip holds at least one frame (N, C, H, W)."
         raise CalibrationError(msg)
     for position, frame in enumerate(frames):
-        if not isinstance(frame, Tensor) or frame.shape != frames[0].shape:
-            found = tuple(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
-            msg = f"frame {position} of calibration clip {index} is {found}; frame 0 is {tuple(frames[0].shape)}."
+        where = f"frame {position} of calibration clip {index}"
+        if not isinstance(frame, Tensor):
+            msg = f"{where} is of type {type(frame).__name__}; a frame is a tensor (N, C, H, W)."
+            raise CalibrationError(msg)
+        if frame.shape != frames[0].shape:
+            msg = f"{where} has shape {tuple(frame.shape)}; frame 0 has {tuple(frames[0].shape)}."
             raise CalibrationError(msg)
         if frame.is_floating_point() and not bool(torch.isfinite(frame).all()):
             bad = int((~torch.isfinite(frame)).sum())
-            msg = f"frame {position} of calibration clip {index} holds {bad} NaN or Inf of {frame.numel()} values."
+            msg = f"{where} holds {bad} NaN or Inf of {frame.numel()} values."
             raise CalibrationError(msg)
-    return [frame.to(device) for frame in frames]
+    return frames
 
 
 def _keep(kept: list[list[Tensor]], frames: list[Tensor], index: int, limit: int) -> None:
-    """Reservoir sample of frame pairs (first, last) for the comparison on full maps."""
-    pair = [frames[0], frames[-1]] if len(frames) > 1 else frames[:1]
+    """Reservoir sample of frame pairs (first, a later one) for the comparison on full maps; distances take turns."""
+    pair = [frames[0], frames[1 + index % (len(frames) - 1)]] if len(frames) > 1 else frames[:1]
     if len(kept) < limit:
         kept.append(pair)
     elif limit and (slot := random.Random(index).randrange(index + 1)) < limit:
@@ -159,31 +182,35 @@ def _search_layer(layer: ResidualLayer, samples: LayerSamples, config: ResQConfi
     """Rank the half ranges of every quantizer of a layer on the sampled windows, best first."""
     weight = layer.weight_of("float")
     if not bool(weight.any()):
-        logger.warning("layer %s: all weights are zero, so its output is its bias whatever the precision", layer.settings.name)
+        name = layer.settings.name
+        logger.warning("layer %s: all weights are zero, so its output is its bias whatever the precision", name)
     r = config.calibration.candidates
     quantizers = layer.activation_quantizers()
     signed = samples.is_signed(config)
-    x = samples.keyframe_inputs()
+    apply = partial(apply_to_windows, layer)
     ranked = {}
 
-    def rank(name: str, x: Tensor, low: float, high: float, kind: str, signed: bool) -> None:
-        target, w_hat, bits = apply_to_windows(layer, x, weight), layer.weight_of(kind), quantizers[name].bits
+    def rank(name: str, batches: list[Tensor], low: float, high: float, kind: str, signed: bool) -> None:
+        w_hat, bits = layer.weight_of(kind), quantizers[name].bits
+        targets = [apply(x, weight) for x in batches]
 
         def loss(half_range: float) -> float:
-            return output_loss(
-                x, target, w_hat, half_range, bits, signed, lambda x, weight: apply_to_windows(layer, x, weight)
+            return sum(
+                output_loss(x, target, w_hat, half_range, bits, signed, apply)
+                for x, target in zip(batches, targets, strict=True)
             )
 
         ranked[name] = [0.0] if bits == 0 else search_range(candidate_ranges(low, high, r), loss)
 
-    rank("keyframe", x, *samples.keyframe_range, "keyframe", signed)
+    rank("keyframe", samples.keyframe_inputs(), *samples.keyframe_range, "keyframe", signed)
     if samples.residual_range is not None:
         half = torch.tensor(ranked["keyframe"][0], dtype=torch.float64)
         bits = quantizers["keyframe"].bits
-        scale = scale_from_range(-half, half, bits, signed=signed).to(x)
+        scale = scale_from_range(-half, half, bits, signed=signed).to(weight.device)
         delta = samples.residual_inputs(config.reference, lambda x: fake_quantize(x, scale, bits, signed=signed))
-        low, high = torch.aminmax(delta)
-        bounds = min(float(low), samples.residual_range[0]), max(float(high), samples.residual_range[1])
+        bounds = samples.residual_range
+        for batch in delta:
+            bounds = widen(bounds, batch, layer.settings.name)
         for name in quantizers:
             if name != "keyframe":
                 rank(name, delta, *bounds, "residual", True)
@@ -192,9 +219,10 @@ def _search_layer(layer: ResidualLayer, samples: LayerSamples, config: ResQConfi
 
 def _set_ranges(layer: ResidualLayer, ranked: dict[str, list[float]], samples: LayerSamples) -> None:
     layer.activation_norm.fill_(samples.activation_norm)
-    for name, quantizer in layer.activation_quantizers().items():
+    quantizers = layer.activation_quantizers()
+    for name, half_ranges in ranked.items():
         signed = name != "keyframe" or samples.is_signed(layer.settings.config)
-        quantizer.set_range(-ranked[name][0], ranked[name][0], signed=signed)
+        quantizers[name].set_range(-half_ranges[0], half_ranges[0], signed=signed)
 
 
 def _release_unreached(layers: dict[str, ResidualLayer], reached: set[str], config: ResQConfig) -> None:

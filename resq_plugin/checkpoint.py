@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from resq_plugin.config import ResQConfig
 from resq_plugin.convert import float_state_dict
-from resq_plugin.errors import CheckpointError
-from resq_plugin.layers import residual_layers
+from resq_plugin.errors import CheckpointError, ConfigError
+from resq_plugin.layers import ResidualLayer, residual_layers
+from resq_plugin.schedule import scene_threshold, set_scene_threshold
 
 __all__ = ["load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
 
@@ -23,7 +24,10 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a converted model: weights, ranges and configuration. The file appears whole or not at all."""
+    """Write a converted model: weights, ranges and configuration. The file appears whole or not at all.
+
+    Folders above it are made.
+    """
     _write({"kind": "checkpoint", "state_dict": model.state_dict()}, model, path)
 
 
@@ -57,7 +61,7 @@ def load_ranges(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: the file is missing, truncated, foreign or of another model; the model is unchanged.
     """
     values = _read(path)
-    if values.get("kind") != "ranges":
+    if values.get("kind") != "ranges" or not isinstance(values.get("state_dict"), dict):
         msg = f"{path} is no file of save_ranges(model, path); read a checkpoint with load_checkpoint(model, path)."
         raise CheckpointError(msg)
     _apply(model, {**float_state_dict(model), **values["state_dict"]}, values, path)
@@ -67,9 +71,13 @@ def _write(values: dict[str, Any], model: nn.Module, path: str | os.PathLike[str
     config = next(iter(residual_layers(model).values())).settings.config
     content = {"format": "resq-plugin", "version": FORMAT_VERSION, "config": config.to_dict(), **values}
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".part")
-    torch.save(content, temporary)
-    temporary.replace(target)
+    try:
+        torch.save(content, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -78,9 +86,12 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError as error:
         msg = f"{path} does not exist."
         raise CheckpointError(msg) from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that are no PyTorch file raise whatever the unpickler stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"{path} is truncated or no PyTorch file that loads with weights_only=True ({reason}). The model is unchanged."
+        msg = (
+            f"{path} is truncated or no PyTorch file that loads with weights_only=True ({reason}). "
+            "The model is unchanged."
+        )
         raise CheckpointError(msg) from error
     if not isinstance(values, dict):
         msg = f"{path} holds a {type(values).__name__}, not a state dict. The model is unchanged."
@@ -93,16 +104,27 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _apply(model: nn.Module, state: dict[str, Tensor], values: dict[str, Any], path: Any) -> None:
     layers = residual_layers(model)
-    config = next(iter(layers.values())).settings.config
     if values.get("format") == "resq-plugin":
-        theirs = ResQConfig.from_dict(values["config"])
-        if (theirs.keyframe, theirs.residual, theirs.overrides) != (config.keyframe, config.residual, config.overrides):
-            msg = f"{path} was calibrated for {theirs.notation}, this model is {config.notation}. The model is unchanged."
-            raise CheckpointError(msg)
-    before = copy.deepcopy(model.state_dict())
+        _check_precision(layers, values, path)
+    before, threshold = copy.deepcopy(model.state_dict()), scene_threshold(model)
     try:
         model.load_state_dict(state, strict=True)
     except Exception as error:
         model.load_state_dict(before, strict=True)
+        set_scene_threshold(model, threshold)
         msg = f"{path} does not fit {type(model).__name__}; the model is unchanged. {error}"
         raise CheckpointError(msg) from error
+
+
+def _check_precision(layers: Mapping[str, ResidualLayer], values: dict[str, Any], path: Any) -> None:
+    try:
+        config = ResQConfig.from_dict(values["config"])
+    except (ConfigError, KeyError, TypeError) as error:
+        msg = f"{path} has a configuration that this release cannot read ({error}). The model is unchanged."
+        raise CheckpointError(msg) from error
+    for name, layer in layers.items():
+        theirs, ours = config.precision_of(name), (layer.settings.keyframe, layer.settings.residual)
+        if theirs != ours:
+            found, expected = ("->".join(str(side) for side in pair if side) for pair in (theirs, ours))
+            msg = f"{path} was calibrated for {found} at layer {name}, which is {expected} here. The model is unchanged."
+            raise CheckpointError(msg)

@@ -109,8 +109,40 @@ def _run_cost(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-COMMANDS: tuple[Callable[[argparse._SubParsersAction[_Parser]], None], ...] = (add_cost,)
-"""Every subcommand; further ones (demo, export, verify, eval) are added here."""
+def add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """``resq demo``: every scheme on a video, with figures and a report."""
+    parser = commands.add_parser(
+        "demo",
+        help="compare float, frame quantization, ResQ and Dynamic-ResQ on a video",
+        description="Run a small segmentation net on a video in float, frame-quantized, with ResQ and Dynamic-ResQ; "
+        "print a table and write figures, report.html and demo.json. Needs no download and about a minute.",
+    )
+    parser.add_argument(
+        "--video", type=Path, metavar="FILE", help="your own video file (default: embedded labelled scenes)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("resq-demo"),
+        metavar="DIR",
+        help="folder for what is written (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parser.set_defaults(run=_run_demo)
+
+
+def _run_demo(args: argparse.Namespace, console: Console) -> int:
+    from resq_plugin.demo.command import demo_command  # noqa: PLC0415
+
+    values = demo_command(args.video, args.out, console)
+    for path in (args.out / "demo.json", args.json):
+        if path:
+            write_json(path, values)
+    return 0
+
+
+COMMANDS: tuple[Callable[[argparse._SubParsersAction[_Parser]], None], ...] = (add_demo, add_cost)
+"""Every subcommand; further ones (export, verify, eval) are added here."""
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from resq_plugin.quantizer import fake_quantize, scale_from_range
 from resq_plugin.ranges import output_loss
 from resq_plugin.sampling import Window, choose_windows, cut_windows
 
-__all__ = ["Collector", "FullMapComparison", "LayerSamples"]
+__all__ = ["Collector", "FullMapComparison", "LayerSamples", "widen"]
 
 Quantize = Callable[[Tensor], Tensor]
 
@@ -26,14 +27,14 @@ class LayerSamples:
     """What calibration keeps of one layer: windows of its inputs and statistics of the full maps.
 
     Attributes:
-        clips: windows (n, C, h, w) per clip and position; all positions of a clip show the same places.
+        clips: per clip and call, windows (n, C, h, w) by position; all positions of a clip show the same places.
         keyframe_range: minimum and maximum of x.
         residual_range: minimum and maximum of x_t - x_k; None when no residual was seen.
-        residuals: per clip, the positions that count as residual samples.
-        keyframes: per clip, the positions that count as keyframe samples.
+        residuals: per clip and call, the positions that count as residual samples.
+        keyframes: per clip and call, the positions that count as keyframe samples.
     """
 
-    clips: list[list[Tensor]] = field(default_factory=list)
+    clips: list[dict[int, Tensor]] = field(default_factory=list)
     keyframes: list[list[int]] = field(default_factory=list)
     residuals: list[list[int]] = field(default_factory=list)
     keyframe_range: tuple[float, float] = (float("inf"), -float("inf"))
@@ -48,16 +49,14 @@ class LayerSamples:
     @property
     def activation_norm(self) -> float:
         """Root mean square over pixels of ‖x‖, the norm being taken over channels."""
-        return (self.square_sum / max(self.pixels, 1)) ** 0.5
+        return math.sqrt(self.square_sum / max(self.pixels, 1))
 
-    def keyframe_inputs(self) -> Tensor:
-        """All keyframe windows (n, C, h, w)."""
-        return torch.cat(
-            [clip[t] for clip, chosen in zip(self.clips, self.keyframes, strict=True) for t in chosen]
-        )
+    def keyframe_inputs(self) -> list[Tensor]:
+        """All keyframe windows, batches (n, C, h, w) of one shape each."""
+        return _batches(clip[t] for clip, chosen in zip(self.clips, self.keyframes, strict=True) for t in chosen)
 
-    def residual_inputs(self, reference: str, quantize: Quantize) -> Tensor:
-        """All residual windows δ (n, C, h, w), to the reference that streams will use.
+    def residual_inputs(self, reference: str, quantize: Quantize) -> list[Tensor]:
+        """All residual windows δ, batches (n, C, h, w) of one shape each, to the reference that streams will use.
 
         The running reference is taken as the last frame quantized on the keyframe grid: its own error depends on the
         very range that is searched.
@@ -69,21 +68,40 @@ class LayerSamples:
                     deltas.append(clip[t] - clip[0])
                 else:
                     deltas.append(clip[t] - quantize(clip[t - 1 if reference == "running" else 0]))
-        return torch.cat(deltas)
+        return _batches(deltas)
+
+
+def _batches(windows: Iterable[Tensor]) -> list[Tensor]:
+    """Concatenate windows by shape: maps smaller than a window make smaller ones."""
+    groups: dict[torch.Size, list[Tensor]] = {}
+    for window in windows:
+        groups.setdefault(window.shape[1:], []).append(window)
+    return [torch.cat(group) for group in groups.values()]
+
+
+Key = tuple[str, int, torch.Size]
+"""One call of one layer in a frame: layer name, number of the call, shape of the input."""
 
 
 class Collector:
-    """Executor that runs layers in float and samples their inputs."""
+    """Executor that runs layers in float and samples their inputs.
 
-    def __init__(self, layers: Mapping[str, ResidualLayer], config: ResQConfig) -> None:
+    Args:
+        layers: the layers by name.
+        config: the configuration.
+        expected: how many samples of each kind there will be, among which output positions are shared out.
+    """
+
+    def __init__(self, layers: Mapping[str, ResidualLayer], config: ResQConfig, expected: int | None = None) -> None:
         self.layers = layers
         self.config = config
+        self.positions = max(1, round(config.calibration.positions / (expected or config.calibration.samples)))
         self.samples: dict[str, LayerSamples] = {}
         self.generator = torch.Generator().manual_seed(0)
         self.frames = {"keyframe": 0, "residual": 0}
-        self._windows: dict[tuple[str, int], list[Window]] = {}
-        self._references: dict[tuple[str, int], Tensor] = {}
-        self._slots: dict[tuple[str, int], int] = {}
+        self._windows: dict[Key, list[Window]] = {}
+        self._references: dict[Key, Tensor] = {}
+        self._slots: dict[Key, int] = {}
         self._calls: dict[str, int] = {}
         self._position = 0
         self._roles: set[str] = set()
@@ -105,13 +123,15 @@ class Collector:
         self._slots.clear()
 
     @property
-    def is_full(self) -> bool:
-        """Whether enough samples of each kind were seen."""
+    def wanted(self) -> int:
+        """How many frames of the next clip to look at; 0 when enough samples of each kind were seen."""
         limit = self.config.calibration.samples
-        return self.frames["keyframe"] >= limit and (self.config.residual is None or self.frames["residual"] >= limit)
+        keyframes, residuals = limit - self.frames["keyframe"], limit - self.frames["residual"]
+        return max(keyframes, 0) if self.config.residual is None or residuals <= 0 else max(keyframes, residuals + 1)
 
-    def check(self) -> None:
-        """Raise unless some layer was reached."""
+    def finish(self) -> None:
+        """Drop layers without a keyframe sample, and raise unless some layer was reached."""
+        self.samples = {name: samples for name, samples in self.samples.items() if any(samples.keyframes)}
         if not self.samples:
             msg = "no ResQ layer was reached by the calibration frames; does model(frame) run the converted network?"
             raise CalibrationError(msg)
@@ -120,34 +140,65 @@ class Collector:
         """Run one call of one layer in float."""
         name = layer.settings.name
         call = self._calls[name] = self._calls.get(name, -1) + 1
-        key = name, call
+        key = name, call, x.shape
+        z = layer.dense(x, **options)
+        _require_batch(layer, x)
         samples = self.samples.setdefault(name, LayerSamples())
         if key not in self._slots:
-            per_frame = self.config.calibration.positions / self.config.calibration.samples
-            self._windows[key] = choose_windows(layer, x, max(1, round(per_frame)), self.generator)
+            self._windows[key] = choose_windows(layer, x, self.positions, self.generator)
             self._slots[key] = len(samples.clips)
-            samples.clips.append([])
+            samples.clips.append({})
             samples.keyframes.append([])
             samples.residuals.append([])
         slot = self._slots[key]
-        samples.clips[slot].append(cut_windows(layer, x, self._windows[key]))
+        samples.clips[slot][self._position] = cut_windows(layer, x, self._windows[key])
         if "keyframe" in self._roles:
             samples.keyframes[slot].append(self._position)
-            samples.keyframe_range = _widen(samples.keyframe_range, x)
-            samples.square_sum += float(x.square().sum(dtype=torch.float64))
+            samples.keyframe_range = widen(samples.keyframe_range, x, name)
+            samples.square_sum += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
             samples.pixels += x.numel() // max(x.shape[layer.channel_dim], 1)
         if self._position == 0:
             self._references[key] = x.clone()
         elif "residual" in self._roles:
             samples.residuals[slot].append(self._position)
             low = samples.residual_range or (float("inf"), -float("inf"))
-            samples.residual_range = _widen(low, x - self._references[key])
-        return layer.dense(x, **options)
+            samples.residual_range = widen(low, _difference(x, self._references, key), name)
+        return z
 
 
-def _widen(bounds: tuple[float, float], x: Tensor) -> tuple[float, float]:
-    low, high = torch.aminmax(x)
-    return min(bounds[0], float(low)), max(bounds[1], float(high))
+def widen(bounds: tuple[float, float], x: Tensor, name: str) -> tuple[float, float]:
+    """Widen a range (minimum, maximum) so that it holds ``x``, which layer ``name`` reads.
+
+    Raises:
+        CalibrationError: NaN or Inf in ``x``.
+    """
+    low, high = (float(end) for end in torch.aminmax(x))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        msg = f"layer {name} reads NaN or Inf although the frame has none; the network makes them before that layer."
+        raise CalibrationError(msg)
+    return min(bounds[0], low), max(bounds[1], high)
+
+
+def _require_batch(layer: ResidualLayer, x: Tensor) -> None:
+    expected = layer.weight_of("float").dim() if layer.channel_dim == 1 else 2
+    if x.dim() < expected:
+        msg = (
+            f"layer {layer.settings.name} got an input {tuple(x.shape)} without a batch dimension; "
+            "the frames of a clip are (N, C, H, W)."
+        )
+        raise CalibrationError(msg)
+
+
+def _difference(x: Tensor, references: Mapping[Key, Tensor], key: Key) -> Tensor:
+    """Residual of ``x`` to the same call in the first frame of the clip."""
+    if key not in references:
+        name, call, shape = key
+        msg = (
+            f"call {call} of layer {name} has the input {tuple(shape)}, and none like it in the first frame of the "
+            f"clip. Residuals need the same calls in every frame; exclude=({name!r},) keeps this layer in float."
+        )
+        raise CalibrationError(msg)
+    return x - references[key]
 
 
 class FullMapComparison:
@@ -160,7 +211,7 @@ class FullMapComparison:
         self.finalists = ranked
         self.samples = samples
         self.losses: dict[tuple[str, str, float], float] = {}
-        self._references: dict[tuple[str, int], Tensor] = {}
+        self._references: dict[Key, Tensor] = {}
         self._calls: dict[str, int] = {}
         self._position = 0
 
@@ -177,14 +228,15 @@ class FullMapComparison:
         call = self._calls[name] = self._calls.get(name, -1) + 1
         if name not in self.finalists:
             return layer.dense(x, **options)
+        key = name, call, x.shape
+        residuals = [quantizer for quantizer in self.finalists[name] if quantizer != "keyframe"]
+        self._compare(layer, "keyframe", x, options, signed=self.samples[name].is_signed(self.config))
         if self._position == 0:
-            self._references[name, call] = self._reference(layer, x)
-            self._compare(layer, "keyframe", x, options, signed=self.samples[name].is_signed(self.config))
-        else:
-            delta = x - self._references[name, call]
-            for quantizer in self.finalists[name]:
-                if quantizer != "keyframe":
-                    self._compare(layer, quantizer, delta, options, signed=True)
+            self._references[key] = self._reference(layer, x)
+        elif residuals:
+            delta = _difference(x, self._references, key)
+            for quantizer in residuals:
+                self._compare(layer, quantizer, delta, options, signed=True)
         return layer.dense(x, **options)
 
     def _reference(self, layer: ResidualLayer, x: Tensor) -> Tensor:
@@ -193,7 +245,8 @@ class FullMapComparison:
         name = layer.settings.name
         signed, bits = self.samples[name].is_signed(self.config), layer.activation_quantizers()["keyframe"].bits
         half = torch.tensor(self.finalists[name]["keyframe"][0], dtype=torch.float64)
-        return fake_quantize(x, scale_from_range(-half, half, bits, signed=signed).to(x), bits, signed=signed)
+        scale = scale_from_range(-half, half, bits, signed=signed).to(x.device)
+        return fake_quantize(x, scale, bits, signed=signed)
 
     def _compare(
         self, layer: ResidualLayer, quantizer: str, x: Tensor, options: dict[str, Any], *, signed: bool
@@ -217,7 +270,7 @@ class FullMapComparison:
         """The ranges of every quantizer, best first."""
         return {
             name: {
-                quantizer: sorted(half_ranges, key=lambda h: self.losses.get((name, quantizer, h), 0.0))  # noqa: B023
+                quantizer: sorted(half_ranges, key=lambda h: self.losses.get((name, quantizer, h), 0.0))
                 for quantizer, half_ranges in quantizers.items()
             }
             for name, quantizers in self.finalists.items()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any
 
 from resq_plugin.errors import ConfigError, nearest
 
@@ -55,8 +55,9 @@ class Precision:
 
     def __post_init__(self) -> None:
         _check_bits("the weight", self.weight, zero=False)
-        if isinstance(self.activation, list):
-            object.__setattr__(self, "activation", tuple(self.activation))
+        activation: object = self.activation
+        if isinstance(activation, list):  # from JSON
+            object.__setattr__(self, "activation", tuple(activation))
         for bits in self.pool:
             _check_bits("the activation", bits, zero=True)
         if not self.pool or list(self.pool) != sorted(set(self.pool)):
@@ -227,17 +228,23 @@ class ResQConfig:
         _choice("reference", self.reference, ("float", "quantized", "running"))
         _choice("keyframe_grid", self.keyframe_grid, ("symmetric", "unsigned"))
         _choice("on_change", self.on_change, ("raise", "keyframe"))
+        for key, value, kinds in (
+            ("keyframe", self.keyframe, Precision),
+            ("residual", self.residual, (Precision, type(None))),
+        ):
+            if not isinstance(value, kinds):
+                msg = f"{key}={value!r} must be a Precision; write the paper's notation, e.g. precision='W8A8->W4A4'."
+                raise ConfigError(msg)
         if self.keyframe.is_dynamic or self.keyframe.activation == 0:
             msg = f"keyframe={self.keyframe} needs one activation bit width of at least {MIN_BITS}, e.g. W8A8."
             raise ConfigError(msg)
         for key in ("include", "exclude"):
             patterns = getattr(self, key)
-            if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+            if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
                 msg = f"{key}={patterns!r} must be a list of patterns, e.g. {key}=('auxiliary_head.*',)."
                 raise ConfigError(msg)
             object.__setattr__(self, key, tuple(patterns))
-        pairs = self.overrides.items() if isinstance(self.overrides, Mapping) else self.overrides
-        object.__setattr__(self, "overrides", tuple((str(pattern), str(text)) for pattern, text in pairs))
+        object.__setattr__(self, "overrides", _pairs(self.overrides))
         for _, text in self.overrides:
             parse_precision(text)
 
@@ -279,7 +286,11 @@ class ResQConfig:
 
     def replace(self, **changes: Any) -> ResQConfig:
         """Return a copy with some settings changed, written as in `parse` (``precision`` included)."""
-        return type(self).from_dict({**self.to_dict(), **changes})
+        values = self.to_dict()
+        if not {"keyframe", "residual"}.isdisjoint(changes):
+            del values["precision"]
+            values |= {"keyframe": self.keyframe, "residual": self.residual}
+        return type(self).from_dict({**values, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain, versioned, JSON-ready values that `from_dict` reads back."""
@@ -302,23 +313,37 @@ class ResQConfig:
             msg = f"version={version!r} of the configuration is unknown; this release reads version {CONFIG_VERSION}."
             raise ConfigError(msg)
         if "precision" in values:
+            twice = sorted({"keyframe", "residual"} & values.keys())
+            if twice:
+                msg = f"precision={values['precision']!r} says {twice[0]} already; write one of the two."
+                raise ConfigError(msg)
             values["keyframe"], values["residual"] = parse_precision(values.pop("precision"))
         names = {item.name for item in dataclasses.fields(cls)}
         _check_keys("", values, (names - {"keyframe", "residual"}) | {"precision"}, names)
-        for key, section in (
-            ("policy", PolicyConfig),
-            ("calibration", CalibrationConfig),
-            ("schedule", ScheduleConfig),
-        ):
+        for key, section in _SECTIONS.items():
             if key in values:
                 values[key] = _section(key, section, values[key])
         return cls(**values)
 
 
-S = TypeVar("S", PolicyConfig, CalibrationConfig, ScheduleConfig)
+def _pairs(overrides: object) -> tuple[tuple[str, str], ...]:
+    """Patterns and notations in order; of a repeated pattern the last one."""
+    items = list(overrides.items()) if isinstance(overrides, Mapping) else overrides
+    pairs: dict[str, str] = {}
+    for item in items if isinstance(items, (list, tuple)) else [items]:
+        if not (isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(part, str) for part in item)):
+            msg = f"overrides={overrides!r} must be patterns with a notation, e.g. overrides={{'head.*': 'W8A8->W8A8'}}."
+            raise ConfigError(msg)
+        pattern, text = item
+        pairs.pop(pattern, None)
+        pairs[pattern] = text
+    return tuple(pairs.items())
 
 
-def _section(key: str, section: type[S], value: object) -> S:
+_SECTIONS: dict[str, Any] = {"policy": PolicyConfig, "calibration": CalibrationConfig, "schedule": ScheduleConfig}
+
+
+def _section(key: str, section: Any, value: object) -> Any:
     if isinstance(value, section):
         return value
     names = {item.name for item in dataclasses.fields(section)}

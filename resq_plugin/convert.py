@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resq_plugin.backends import find_backend
-from resq_plugin.backends.batch_norm import FoldedBatchNorm, unfold
+from resq_plugin.backends.batch_norm import FoldedBatchNorm
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ConfigError, ConversionError
 from resq_plugin.fold import fold_batch_norms
 from resq_plugin.layers import LayerSettings, ResidualLayer, residual_layers
-from resq_plugin.schedule import set_scene_threshold
+from resq_plugin.model_state import STATE_KEYS, attach_model_state, detach_model_state
 
 __all__ = ["ConversionSummary", "convert", "float_state_dict", "revert", "summarize"]
 
@@ -85,8 +85,7 @@ def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None
     for name, module in selected.items():
         keyframe, residual = config.precision_of(name)
         backend.attach(module, LayerSettings(name, keyframe, residual, config))
-    if config.schedule.kind == "scene_change":
-        set_scene_threshold(model, None)
+    attach_model_state(model)
     if example is not None:
         fold_batch_norms(model, example)
     summary = summarize(model)
@@ -112,8 +111,7 @@ def revert(model: M) -> M:
     for module in model.modules():
         if isinstance(module, ResidualLayer):
             backend.detach(module)
-        elif isinstance(module, FoldedBatchNorm):
-            unfold(module)
+    detach_model_state(model)
     return model
 
 
@@ -139,9 +137,11 @@ def summarize(model: nn.Module) -> ConversionSummary:
 
 def float_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict that the float model had, with today's weights: it loads strictly into a float model."""
-    names = {id(module): name for name, module in model.named_modules()}
-    extra = {"resq.scene_threshold"}
-    for layer in residual_layers(model).values():
-        prefix = names[id(layer)]
-        extra |= {f"{prefix}.{key}".lstrip(".") for key in layer.state_dict() if key not in ("weight", "bias")}
+    residual_layers(model)
+    extra = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        own = set(STATE_KEYS)
+        if isinstance(module, ResidualLayer):
+            own |= module.state_dict().keys() - {"weight", "bias"}
+        extra |= {f"{name}.{key}".lstrip(".") for key in own}
     return {key: value for key, value in model.state_dict().items() if key not in extra}

@@ -148,7 +148,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(TorchDispatchMode):
     """Sees the modules by hooks and the operators by dispatch."""
 
     def __init__(self) -> None:

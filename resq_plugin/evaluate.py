@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,9 +42,15 @@ class MeanIoU:
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Take labels (N, H, W) and targets of the same shape."""
+        _require_shape(prediction, target.shape)
         prediction, target = prediction.cpu(), target.cpu()
         known = (target >= 0) & (target < self.classes)
-        index = target[known].long() * self.classes + prediction[known].long()
+        labels, predicted = target[known].long(), prediction[known].long()
+        if bool(((predicted < 0) | (predicted >= self.classes)).any()):
+            found = sorted(set(predicted.tolist()) - set(range(self.classes)))
+            msg = f"MeanIoU({self.classes}) got predictions of class {found[0]}; classes count from 0."
+            raise ConfigError(msg)
+        index = labels * self.classes + predicted
         self.confusion += torch.bincount(index, minlength=self.classes**2).view(self.classes, self.classes)
 
     def compute(self) -> float:
@@ -61,7 +68,8 @@ class Agreement:
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Take two tensors of one shape."""
-        self.equal += int((prediction == target).sum())
+        _require_shape(prediction, target.shape)
+        self.equal += int((prediction.cpu() == target.cpu()).sum())
         self.total += target.numel()
 
     def compute(self) -> float:
@@ -87,7 +95,9 @@ class PCK:
             prediction: keypoints (N, K, 2) in pixels.
             target: keypoints and reference size in pixels (N, K, 3); keypoints with a NaN are not labelled.
         """
-        distance = torch.linalg.vector_norm(prediction.double() - target[..., :2].double(), dim=-1)
+        _require_shape(prediction, (*target.shape[:-1], 2))
+        prediction, target = prediction.double().cpu(), target.double().cpu()
+        distance = torch.linalg.vector_norm(prediction - target[..., :2], dim=-1)
         labelled = torch.isfinite(target).all(-1)
         self.correct += int((distance <= self.alpha * target[..., 2])[labelled].sum())
         self.total += int(labelled.sum())
@@ -97,12 +107,22 @@ class PCK:
         return 100 * self.correct / self.total if self.total else float("nan")
 
 
+def _require_shape(prediction: Tensor, shape: Sequence[int]) -> None:
+    if tuple(prediction.shape) != tuple(shape):
+        msg = (
+            f"a prediction has shape {tuple(prediction.shape)} where its target needs {tuple(shape)}; "
+            "predict=... makes predictions of model outputs."
+        )
+        raise ConfigError(msg)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` measured.
 
     Attributes:
-        by_distance: metric name to its value at distance 0 (keyframes), 1, ..., T - 1 frames.
+        by_distance: metric name to its value at distance 0 (keyframes), 1, ..., T - 1 frames; NaN where no frame had
+            a target.
         shares_by_distance: at distance 1, ..., T - 1, per layer the share of pixels per bit width of a dynamic pool.
     """
 
@@ -110,18 +130,17 @@ class Evaluation:
     shares_by_distance: tuple[Mapping[str, Mapping[int, float]], ...] = ()
 
     def mean(self, metric: str) -> float:
-        """The metric averaged over positions, as the paper reports it."""
-        values = self.by_distance[metric]
-        return sum(values) / len(values)
+        """The metric averaged over positions, as the paper reports it; positions without a target do not count."""
+        values = [value for value in self.by_distance[metric] if not math.isnan(value)]
+        return sum(values) / len(values) if values else math.nan
 
     @property
     def bit_shares(self) -> dict[str, dict[int, float]]:
         """Shares averaged over the residual positions, as `measure_cost` takes them; empty without a dynamic pool."""
-        count = len(self.shares_by_distance)
-        first = self.shares_by_distance[0] if count else {}
+        reached = [shares for shares in self.shares_by_distance if shares]
         return {
-            layer: {bits: sum(shares[layer][bits] for shares in self.shares_by_distance) / count for bits in pool}
-            for layer, pool in first.items()
+            layer: {bits: sum(shares[layer][bits] for shares in reached) / len(reached) for bits in pool}
+            for layer, pool in (reached[0] if reached else {}).items()
         }
 
     def until(self, interval: int) -> Evaluation:
@@ -173,8 +192,8 @@ def evaluate(
     _check(videos, targets, metrics)
     with stream(model, interval=interval) as video:
         length = video.schedule.interval
+        seen: set[tuple[int, str]] = set()
         tables = [{name: make() for name, make in metrics.items()} for _ in range(length)]
-        seen = [False] * length
         for index, frames in enumerate(videos):
             for offset in range(length if every_position else 1):
                 video.reset()
@@ -184,9 +203,14 @@ def evaluate(
                         target = targets[name][index][time]
                         if target is not None:
                             metric.update(prediction, target)
-                            seen[video.position] = True
-        used = [table for table, has in zip(tables, seen, strict=True) if has]
-        by_distance = {name: tuple(table[name].compute() for table in used) for name in metrics}
+                            seen.add((video.position, name))
+        by_distance = {
+            name: tuple(
+                table[name].compute() if (distance, name) in seen else math.nan
+                for distance, table in enumerate(tables)
+            )
+            for name in metrics
+        }
         shares = tuple(video.bit_shares(distance) for distance in range(1, length))
         return Evaluation(by_distance, shares if any(shares) else ())
 
@@ -198,5 +222,8 @@ def _check(videos: Sequences, targets: Mapping[str, Any], metrics: Mapping[str, 
     for name, values in targets.items():
         found, expected = [len(value) for value in values], [len(video) for video in videos]
         if found != expected:
-            msg = f"targets[{name!r}] have {found} frames per video but the videos have {expected}; use None for no label."
+            msg = (
+                f"targets[{name!r}] have {found} frames per video but the videos have {expected}; "
+                "use None for a frame without a label."
+            )
             raise ConfigError(msg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from resq_plugin.backends.batch_norm import fold, is_foldable
+from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold, is_foldable, unfold
+from resq_plugin.errors import CheckpointError
 from resq_plugin.layers import ResidualLayer, dense_execution, residual_layers
 
-__all__ = ["evaluating", "fold_batch_norms"]
+__all__ = ["evaluating", "fold_batch_norms", "folded_pairs", "set_folded_pairs"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +25,15 @@ class _Readers(TorchDispatchMode):
     """Notes which layer outputs an operation outside their batch norm reads."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.outputs: dict[int, tuple[Tensor, ResidualLayer]] = {}
         self.inside_norm = 0
         self.read_elsewhere: set[ResidualLayer] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spare the import of `torch._dynamo`, which takes seconds and guards what is never compiled here."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.inside_norm:
@@ -64,7 +70,9 @@ def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], An
     sinks: dict[ResidualLayer, set[nn.Module]] = {}
 
     def produced(layer: nn.Module, _: Any, output: Tensor) -> None:
-        readers.outputs[id(output)] = (output, cast(ResidualLayer, layer))
+        # A linear layer's (N, L, C) is no (N, C, L): a batch norm on it would normalize tokens.
+        if cast(ResidualLayer, layer).channel_dim == 1 or output.dim() == 2:
+            readers.outputs[id(output)] = (output, cast(ResidualLayer, layer))
 
     def enters(norm: nn.Module, args: tuple[Any, ...]) -> None:
         readers.inside_norm += 1
@@ -90,12 +98,40 @@ def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], An
     for name, norm in norms.items():
         found = sources.get(norm, set())
         layer = next(iter(found)) if len(found) == 1 else None
-        if layer is None or len(sinks[layer]) > 1 or layer in readers.read_elsewhere:
+        if layer is None or layer._folded or len(sinks[layer]) > 1 or layer in readers.read_elsewhere:
             logger.info("batch norm %s cannot be folded; it stays dense and acts on the full output", name)
             continue
         layer._folded.append(fold(norm))
         folded.append(name)
     return tuple(folded)
+
+
+def folded_pairs(model: nn.Module) -> dict[str, str]:
+    """The qualified name of every layer with a folded batch norm, and that of the batch norm."""
+    names = {module: name for name, module in model.named_modules()}
+    return {name: names[norm] for layer, name in names.items() for norm in getattr(layer, "_folded", ())}
+
+
+def set_folded_pairs(model: nn.Module, pairs: Mapping[str, str]) -> None:
+    """Fold what `folded_pairs` of another conversion of the same model lists, and nothing else.
+
+    Raises:
+        CheckpointError: the pairs are of another model; this one is unchanged.
+    """
+    modules = dict(model.named_modules())
+    for layer, norm in pairs.items():
+        source, sink = modules.get(layer), modules.get(norm)
+        fits = isinstance(sink, FoldedBatchNorm) or (sink is not None and is_foldable(sink))
+        if not fits or not hasattr(source, "_folded"):
+            msg = f"batch norm {norm} is folded into layer {layer}, which this model cannot do; it is another model."
+            raise CheckpointError(msg)
+    for module in modules.values():
+        if isinstance(module, FoldedBatchNorm):
+            unfold(module)
+        elif isinstance(module, ResidualLayer) and hasattr(module, "_folded"):
+            module._folded.clear()
+    for layer, norm in pairs.items():
+        cast(ResidualLayer, modules[layer])._folded.append(fold(modules[norm]))
 
 
 @contextmanager
@@ -108,5 +144,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags.items():
             module.training = training
-
-

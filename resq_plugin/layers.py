@@ -59,6 +59,8 @@ class ResidualLayer(nn.Module):
     settings: LayerSettings
     channel_dim: int
     """Dimension of the input channels of ``x``: 1 in (N, C, H, W), -1 in (N, *, C)."""
+    _folded: list[Any]
+    """The batch norm folded into this layer, if any; a backend without folding has no such attribute."""
     activation_norm: Tensor
     """RMS over pixels of the keyframe inputs' channel norm, (), to normalize the policy; calibration sets it."""
 
@@ -74,8 +76,11 @@ class ResidualLayer(nn.Module):
         """x̂ = q(x; Φ_a), a new tensor of the shape of ``x``."""
         raise NotImplementedError
 
-    def quantize_residual(self, delta: Tensor) -> tuple[Tensor, Tensor | None]:
-        """δ̂ = q(δ; Θ_a), a new tensor; for a dynamic pool also Π, the chosen index per pixel (N, H, W)."""
+    def quantize_residual(self, x: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """δ̂ = q(x - reference; Θ_a), a new tensor; for a dynamic pool also Π, the chosen index per pixel (N, H, W).
+
+        Without a reference ``x`` is the residual already.
+        """
         raise NotImplementedError
 
     def apply_keyframe(self, x_hat: Tensor, **options: Any) -> Tensor:
@@ -102,11 +107,11 @@ class ResidualLayer(nn.Module):
         """``q(δ; Θ_a) * q(w; Θ_w)`` of Eq. 5; the executor adds ẑ_k."""
         return self.apply_residual(self.quantize_residual(delta)[0], **options)
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Hand ``x`` to the active executor."""
+    def forward(self, input: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Hand ``input`` to the active executor; it is named as in `torch.nn`, for calls by keyword."""
         if args:
             options["output_size"] = args[0]
-        return _active.get()(self, x, **options)
+        return _active.get()(self, input, **options)
 
 
 class Executor(Protocol):
@@ -150,9 +155,18 @@ def residual_layers(model: nn.Module) -> dict[str, ResidualLayer]:
     """Return the converted layers of a model by the name they were converted under.
 
     Raises:
-        ConversionError: there are none.
+        ConversionError: there are none, or two of one name.
     """
-    layers = {module.settings.name: module for module in model.modules() if isinstance(module, ResidualLayer)}
+    found = [module for module in model.modules() if isinstance(module, ResidualLayer)]
+    layers = {module.settings.name: module for module in found}
+    if len(layers) < len(found):
+        names = [module.settings.name for module in found]
+        name = next(name for name in names if names.count(name) > 1)
+        msg = (
+            f"{type(model).__name__} has two ResQ layers named {name!r}, because its parts were converted one by one; "
+            "revert them and convert the whole model (include=(...) selects layers)."
+        )
+        raise ConversionError(msg)
     if not layers:
         msg = f"{type(model).__name__} has no ResQ layer; call resq_plugin.convert(model, config) first."
         raise ConversionError(msg)

@@ -13,19 +13,20 @@ from resq_plugin.config import PolicyConfig
 __all__ = ["choose", "error_map", "mix", "share_error"]
 
 
-def error_map(delta: Tensor, quantized: Tensor | None, channel_dim: int) -> Tensor:
+def error_map(delta: Tensor, integers: Tensor | None, scale: Tensor, channel_dim: int) -> Tensor:
     """Pixel-wise ‖δ - q(δ; Θ^i)‖ of Eq. 10, the norm being taken over channels.
 
     Args:
         delta: δ, (N, C, H, W), or (N, *, C) with ``channel_dim=-1``.
-        quantized: q(δ; Θ^i) of the same shape; None stands for 0 bits, whose error is ‖δ‖.
+        integers: q(δ; Θ^i) / s, the integers of Eq. 1, of the same shape; None stands for 0 bits, whose error is ‖δ‖.
+        scale: s, (); not used for 0 bits.
         channel_dim: dimension of the channels.
 
     Returns:
         Norms (N, H, W).
     """
-    error = delta if quantized is None else delta - quantized
-    return error.square().sum(channel_dim).sqrt_()
+    squares = delta.square() if integers is None else torch.addcmul(delta, integers, -scale).square_()
+    return squares.sum(channel_dim).sqrt_()
 
 
 def share_error(errors: Tensor, policy: PolicyConfig) -> Tensor:
@@ -44,9 +45,10 @@ def share_error(errors: Tensor, policy: PolicyConfig) -> Tensor:
     if policy.granularity == "frame":
         return squares.mean(dim=list(range(1, errors.dim())), keepdim=True).sqrt().expand_as(errors)
     pools = {2: F.avg_pool1d, 3: F.avg_pool2d, 4: F.avg_pool3d}
-    mean = pools[errors.dim()](squares.unsqueeze(1), policy.region, ceil_mode=True).squeeze(1)
-    for dim in range(1, errors.dim()):
-        mean = mean.repeat_interleave(policy.region, dim).narrow(dim, 0, errors.shape[dim])
+    sides = [min(policy.region, size) for size in errors.shape[1:]]
+    mean = pools[errors.dim()](squares.unsqueeze(1), sides, ceil_mode=True).squeeze(1)
+    for dim, side in enumerate(sides, start=1):
+        mean = mean.repeat_interleave(side, dim).narrow(dim, 0, errors.shape[dim])
     return mean.sqrt()
 
 
@@ -69,24 +71,31 @@ def choose(errors: Sequence[Tensor], threshold: float | Tensor) -> Tensor:
     return choice
 
 
-def mix(quantized: Sequence[Tensor | None], choice: Tensor, channel_dim: int) -> Tensor:
+def mix(integers: Sequence[Tensor | None], scales: Sequence[Tensor], choice: Tensor, channel_dim: int) -> Tensor:
     """Compose q(δ; Θ^Π) from the outputs of the pool.
 
     Args:
-        quantized: q(δ; Θ^i), each (N, C, H, W); None stands for 0 bits.
+        integers: q(δ; Θ^i) / s_i, each (N, C, H, W); None stands for 0 bits.
+        scales: s_i, each ().
         choice: Π, (N, H, W).
         channel_dim: dimension of the channels.
 
     Returns:
         A new tensor (N, C, H, W).
+
+    >>> mix([None, torch.ones(1, 2, 3)], [torch.tensor(1.0), torch.tensor(0.5)], torch.tensor([[0, 1, 1]]), 1)
+    tensor([[[0.0000, 0.5000, 0.5000],
+             [0.0000, 0.5000, 0.5000]]])
     """
     choice = choice.unsqueeze(channel_dim)
-    mixed = quantized[-1]
-    if mixed is None:  # a pool of 0 bits only never comes here
-        msg = "the widest quantizer of a pool cannot have 0 bits"
+    steps = torch.zeros((), dtype=scales[-1].dtype, device=scales[-1].device)
+    mixed = None
+    for index, (candidate, scale) in enumerate(zip(integers, scales, strict=True)):
+        if candidate is not None:
+            here = choice == index
+            mixed = candidate if mixed is None else torch.where(here, candidate, mixed)
+            steps = torch.where(here, scale, steps)
+    if mixed is None:
+        msg = "a pool needs a quantizer of more than 0 bits to mix"
         raise ValueError(msg)
-    for index in range(len(quantized) - 2, -1, -1):
-        candidate = quantized[index]
-        here = choice == index
-        mixed = mixed.masked_fill(here, 0) if candidate is None else torch.where(here, candidate, mixed)
-    return mixed
+    return mixed * steps.to(mixed.dtype)

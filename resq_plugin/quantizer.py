@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ __all__ = [
 
 SMALLEST_SCALE = 1e-12
 """Floor of every scale: an all-zero weight or a dead input must not divide by zero."""
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+"""Too coarse for x / s and for the scales of 16 bits: these are quantized in float32."""
 
 
 class _RoundStraightThrough(torch.autograd.Function):
@@ -61,7 +65,8 @@ def scale_from_range(r_min: Tensor, r_max: Tensor, bits: int, *, signed: bool = 
     if bits == 0:
         return torch.ones_like(r_max)
     span = 2 * torch.maximum(r_max, -r_min) if signed else r_max
-    return (span / (2**bits - 1)).clamp_min(SMALLEST_SCALE)
+    scale: Tensor = span / (2**bits - 1)
+    return scale.clamp_min(SMALLEST_SCALE)
 
 
 def quantize_to_integers(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True) -> Tensor:
@@ -70,6 +75,8 @@ def quantize_to_integers(x: Tensor, scale: Tensor, bits: int, *, signed: bool = 
     >>> quantize_to_integers(torch.tensor([-9.0, -0.6, 0.5, 1.5, 9.0]), torch.tensor(1.0), 4)
     tensor([-8., -1.,  0.,  2.,  7.])
     """
+    if x.dtype in HALF_TYPES:
+        return quantize_to_integers(x.float(), scale, bits, signed=signed).to(x.dtype)
     low, high = integer_range(bits, signed=signed)
     if bits == 0:
         return torch.zeros_like(x)
@@ -92,6 +99,8 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True) -
     Returns:
         A new tensor of the shape of ``x``, never a view of it.
     """
+    if x.dtype in HALF_TYPES:
+        return fake_quantize(x.float(), scale, bits, signed=signed).to(x.dtype)
     integers = quantize_to_integers(x, scale, bits, signed=signed)
     scale = scale.to(x.dtype)
     return integers * scale if integers.requires_grad else integers.mul_(scale)
@@ -111,8 +120,8 @@ def weight_range(weight: Tensor, channel_dims: tuple[int, ...] = ()) -> tuple[Te
 
 def weight_scale(weight: Tensor, bits: int, channel_dims: tuple[int, ...] = ()) -> Tensor:
     """Scale of a weight by Eq. 6 and 7. The range is data, not a path for gradients."""
-    r_min, r_max = weight_range(weight.detach(), channel_dims)
-    return scale_from_range(r_min, r_max, bits)
+    weight = weight.detach().float() if weight.dtype in HALF_TYPES else weight.detach()
+    return scale_from_range(*weight_range(weight, channel_dims), bits)
 
 
 class UniformQuantizer(nn.Module):
@@ -154,7 +163,7 @@ class UniformQuantizer(nn.Module):
     @property
     def range(self) -> tuple[float, float]:
         """The range (r_min, r_max) of which the scale was made."""
-        span = float(self.scale) * (2**self.bits - 1)
+        span = float(self.scale.detach()) * (2**self.bits - 1)
         return (-span / 2, span / 2) if self.signed else (0.0, span)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,12 +177,23 @@ class UniformQuantizer(nn.Module):
 
     def check(self) -> None:
         """Raise unless calibrated. Looks at the value only when it may have changed, to spare a device sync."""
-        if self.scale.is_meta or self._checked_version == self.scale._version:
+        version = None if self.scale.is_inference() else self.scale._version
+        if self.scale.is_meta or (version is not None and version == self._checked_version):
             return
         if not self.is_calibrated:
             msg = f"{self.owner} has no range; call resq_plugin.calibrate(model, clips) before you run the model."
             raise CalibrationError(msg)
-        self._checked_version = self.scale._version
+        self._checked_version = -1 if version is None else version
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> UniformQuantizer:
+        """Follow the model's device; the scale keeps its type, see `HALF_TYPES`."""
+
+        def keep_type(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keep_type, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         value = state_dict.get(prefix + "scale")
@@ -194,4 +214,5 @@ class UniformQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """Show bits, grid and scale."""
         grid = "signed" if self.signed else "unsigned"
-        return f"bits={self.bits}, {grid}, scale={float(self.scale):.4g}" if not self.scale.is_meta else f"{self.bits}"
+        scale = "meta" if self.scale.is_meta else f"{float(self.scale.detach()):.4g}"
+        return f"bits={self.bits}, {grid}, scale={scale}"

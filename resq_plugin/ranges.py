@@ -45,7 +45,7 @@ def output_loss(
         apply: the operation.
     """
     end = torch.tensor(half_range, dtype=torch.float64)
-    scale = scale_from_range(-end, end, bits, signed=signed).to(x)
+    scale = scale_from_range(-end, end, bits, signed=signed).to(x.device)
     return float((apply(fake_quantize(x, scale, bits, signed=signed), weight) - target).double().square().sum())
 
 

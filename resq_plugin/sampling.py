@@ -35,19 +35,20 @@ def _spatial(layer: ResidualLayer, x: Tensor) -> list[int]:
         return sizes
     pads = _padding(layer)
     return [
-        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-        for size, pad, dilation, kernel, stride in zip(
+        (before + size + behind - dilation * (kernel - 1) - 1) // stride + 1
+        for size, (before, behind), dilation, kernel, stride in zip(
             sizes, pads, layer.dilation, layer.kernel_size, layer.stride, strict=True
         )
     ]
 
 
-def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
-    """Zeros before the first input in every dimension ('same' may pad one more behind)."""
-    if isinstance(layer.padding, str):
-        same = layer.padding == "same"
-        return [d * (k - 1) // 2 if same else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    return list(layer.padding)
+def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[tuple[int, int]]:
+    """Padding before the first and behind the last input in every dimension; 'same' may pad one more behind."""
+    if not isinstance(layer.padding, str):
+        return [(pad, pad) for pad in layer.padding]
+    same = layer.padding == "same"
+    totals = [same * d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    return [(total // 2, total - total // 2) for total in totals]
 
 
 def choose_windows(layer: ResidualLayer, x: Tensor, positions: int, generator: torch.Generator) -> list[Window]:
@@ -65,7 +66,7 @@ def choose_windows(layer: ResidualLayer, x: Tensor, positions: int, generator: t
         per_window *= min(SIDE, size)
     count = max(1, round(positions / per_window))
     highs = [x.shape[0], *(max(1, size - SIDE + 1) for size in sizes)]
-    columns = [torch.randint(high, (count,), generator=generator).tolist() for high in highs]
+    columns = [torch.randint(high, (count,), generator=generator, device="cpu").tolist() for high in highs]
     return list(zip(*columns, strict=True))
 
 
@@ -86,31 +87,28 @@ def cut_windows(layer: ResidualLayer, x: Tensor, windows: list[Window]) -> Tenso
     cut = []
     for index, *starts in windows:
         spans = [slice(start, start + SIDE) for start in starts]
-        cut.append(x[(index, *spans)] if isinstance(layer, nn.Linear) else x[(index, slice(None), *spans)])
+        cut.append(x[index][tuple(spans if isinstance(layer, nn.Linear) else [slice(None), *spans])])
     return torch.stack(cut)
 
 
 def _receptive_field(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, window: Window, sizes: list[int]) -> Tensor:
     index, *starts = window
-    spans: list[slice] = []
+    inputs: list[slice] = []  # of the padded map
+    for dim, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        begin = start * layer.stride[dim]
+        reach = (min(SIDE, size) - 1) * layer.stride[dim] + layer.dilation[dim] * (layer.kernel_size[dim] - 1) + 1
+        inputs.append(slice(begin, begin + reach))
+    spans: list[slice] = []  # of the map itself
     pads: list[tuple[int, int]] = []
-    for dim, (start, size, pad) in enumerate(zip(starts, sizes, _padding(layer), strict=True)):
-        outputs = min(SIDE, size)
-        begin = start * layer.stride[dim] - pad
-        end = begin + (outputs - 1) * layer.stride[dim] + layer.dilation[dim] * (layer.kernel_size[dim] - 1) + 1
-        length = x.shape[2 + dim]
-        spans.append(slice(max(begin, 0), min(end, length)))
-        pads.append((max(-begin, 0), max(end - length, 0)))
-    if layer.padding_mode != "zeros" and any(before or behind for before, behind in pads):
-        # Borders that mirror or wrap need the whole map; shifting all spans by the padding keeps them valid.
-        padded = _pad_like_layer(layer, x[index : index + 1])[0]
-        shifts = _padding(layer)
-        spans = [
-            slice(span.start - before + shift, span.stop + behind + shift)
-            for span, (before, behind), shift in zip(spans, pads, shifts, strict=True)
-        ]
-        return padded[(slice(None), *spans)]
-    crop = x[(index, slice(None), *spans)]
+    for padded, (shift, _), length in zip(inputs, _padding(layer), x.shape[2:], strict=True):
+        begin, end = padded.start - shift, padded.stop - shift
+        span = slice(min(max(begin, 0), length), min(max(end, 0), length))
+        spans.append(span)
+        pads.append((max(min(end, span.start) - begin, 0), max(end - max(begin, span.stop), 0)))
+    if layer.padding_mode != "zeros" and any(itertools.chain.from_iterable(pads)):
+        # Borders that mirror or wrap need the whole map.
+        return _pad_like_layer(layer, x[index : index + 1])[0][(slice(None), *inputs)]
+    crop = x[index][(slice(None), *spans)]
     flat = list(itertools.chain.from_iterable(reversed(pads)))
     return F.pad(crop, flat) if any(flat) else crop.clone()
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError, ConfigError
 
-__all__ = ["Schedule", "make_schedule", "relative_change", "set_scene_threshold"]
+__all__ = ["Schedule", "make_schedule", "relative_change", "scene_threshold", "set_scene_threshold"]
 
 _ATTRIBUTE = "_resq_scene_threshold"
-_KEY = "resq.scene_threshold"
 
 
 def relative_change(frame: Tensor, keyframe: Tensor) -> Tensor:
@@ -71,7 +68,7 @@ def make_schedule(model: nn.Module, config: ResQConfig, interval: int | None = N
         return Schedule(interval)
     threshold = config.schedule.threshold
     if threshold is None:
-        found = [getattr(module, _ATTRIBUTE, None) for module in model.modules()]
+        found = [scene_threshold(module) for module in model.modules()]
         threshold = next((value for value in found if value is not None), None)
     if threshold is None:
         msg = (
@@ -82,21 +79,14 @@ def make_schedule(model: nn.Module, config: ResQConfig, interval: int | None = N
     return Schedule(interval, threshold)
 
 
+def scene_threshold(model: nn.Module) -> float | None:
+    """The threshold of scene changes that belongs to a module, if any; those of its parts do not count."""
+    threshold: float | None = model.__dict__.get(_ATTRIBUTE)
+    return threshold
+
+
 def set_scene_threshold(model: nn.Module, threshold: float | None) -> None:
-    """Keep a calibrated threshold with the model and its checkpoints; None prepares a model to load one."""
-    if _ATTRIBUTE not in model.__dict__:
-        model.register_state_dict_post_hook(_save)
-        model.register_load_state_dict_pre_hook(_load)
-    model.__dict__[_ATTRIBUTE] = threshold
-
-
-def _save(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    threshold = getattr(module, _ATTRIBUTE, None)
+    """Keep a calibrated threshold with the model, see `resq_plugin.model_state`; None forgets it."""
+    model.__dict__.pop(_ATTRIBUTE, None)
     if threshold is not None:
-        state_dict[prefix + _KEY] = torch.tensor(threshold, dtype=torch.float64)
-
-
-def _load(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    value = state_dict.pop(prefix + _KEY, None)
-    if value is not None:
-        module.__dict__[_ATTRIBUTE] = float(value)
+        model.__dict__[_ATTRIBUTE] = threshold

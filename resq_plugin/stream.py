@@ -97,11 +97,11 @@ class StreamState:
     def _residual(
         self, layer: ResidualLayer, name: str, cache: LayerCache, x: Tensor, options: dict[str, Any]
     ) -> Tensor:
-        delta_hat, choice = layer.quantize_residual(x - cache.x)
+        delta_hat, choice = layer.quantize_residual(x, cache.x)
         if choice is not None:
             self._record(layer, name, choice)
         delta_z = layer.apply_residual(delta_hat, **options)
-        z = delta_z + cache.z
+        z = delta_z + cache.z if delta_z.requires_grad else delta_z.add_(cache.z)
         if layer.settings.config.reference == "running":
             x_hat = cache.x + delta_hat
             cache.x = x_hat if self.keep_graph else x_hat.detach()
@@ -114,7 +114,7 @@ class StreamState:
     def _record(self, layer: ResidualLayer, name: str, choice: Tensor) -> None:
         residual = layer.settings.residual
         pool = residual.pool if residual is not None else ()
-        counts = torch.stack([(choice == index).sum() for index in range(len(pool))])
+        counts = torch.bincount(choice.flatten(), minlength=len(pool))
         key = self.position, name
         self.counts[key] = self.counts[key] + counts if key in self.counts else counts
         if self.choices is not None:
@@ -191,11 +191,13 @@ class Stream:
                 return
             position = 0 if self._starts_interval(frame) else self.position + 1
             is_keyframe = position == 0
+            counts = dict(self._state.counts)
             with executing(self._state):
                 self._state.start_frame(position)
                 try:
                     yield
                 except BaseException:
+                    self._state.counts = counts
                     # Caches that a failed frame may have half written are worth nothing; others stay.
                     if is_keyframe or self.config.reference == "running":
                         self.start_interval()
@@ -212,7 +214,7 @@ class Stream:
         """Run frames (N, T, C, H, W) one by one and return the outputs (N, T, ...). The model must return a tensor."""
         return torch.stack([self(frame) for frame in frames.unbind(1)], dim=1)
 
-    def _is_usable(self, frame: Tensor) -> bool:
+    def _is_usable(self, frame: object) -> bool:
         if not isinstance(frame, Tensor):
             msg = f"a frame must be a tensor (N, C, H, W); got {type(frame).__name__}."
             raise FrameError(msg)
@@ -228,7 +230,7 @@ class Stream:
 
     def _starts_interval(self, frame: Tensor) -> bool:
         reference = self._keyframe_input
-        if self._demanded or reference is None:
+        if self._demanded or reference is None or self.position + 1 >= self.schedule.interval:
             return True
         found, expected = (frame.shape, frame.dtype, frame.device), (reference.shape, reference.dtype, reference.device)
         if found != expected:

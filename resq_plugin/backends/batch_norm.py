@@ -28,19 +28,19 @@ class FoldedBatchNorm(nn.Module):
         return x
 
 
-class FoldedBatchNorm1d(FoldedBatchNorm, nn.BatchNorm1d):
+class FoldedBatchNorm1d(FoldedBatchNorm, nn.BatchNorm1d):  # type: ignore[misc]
     """A folded `torch.nn.BatchNorm1d`."""
 
 
-class FoldedBatchNorm2d(FoldedBatchNorm, nn.BatchNorm2d):
+class FoldedBatchNorm2d(FoldedBatchNorm, nn.BatchNorm2d):  # type: ignore[misc]
     """A folded `torch.nn.BatchNorm2d`."""
 
 
-class FoldedBatchNorm3d(FoldedBatchNorm, nn.BatchNorm3d):
+class FoldedBatchNorm3d(FoldedBatchNorm, nn.BatchNorm3d):  # type: ignore[misc]
     """A folded `torch.nn.BatchNorm3d`."""
 
 
-class FoldedSyncBatchNorm(FoldedBatchNorm, nn.SyncBatchNorm):
+class FoldedSyncBatchNorm(FoldedBatchNorm, nn.SyncBatchNorm):  # type: ignore[misc]
     """A folded `torch.nn.SyncBatchNorm`."""
 
 

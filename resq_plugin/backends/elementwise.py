@@ -1,57 +1,83 @@
-"""The elementwise part of Dynamic-ResQ as one function, plain and through `torch.compile`."""
+"""The elementwise part of a layer as one function each, run plainly or through `torch.compile`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from resq_plugin.config import PolicyConfig
+from resq_plugin.errors import ConfigError
 from resq_plugin.policy import choose, error_map, mix, share_error
-from resq_plugin.quantizer import fake_quantize
+from resq_plugin.quantizer import HALF_TYPES, fake_quantize, quantize_to_integers
 
-__all__ = ["quantize_pool", "quantize_pool_compiled"]
+__all__ = ["compiled", "quantize_difference"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def quantize_pool(
-    delta: Tensor,
+def quantize_difference(
+    x: Tensor,
+    reference: Tensor | None,
     scales: Sequence[Tensor],
     bits: Sequence[int],
-    threshold: Tensor,
+    threshold: Tensor | None,
     policy: PolicyConfig,
     channel_dim: int,
-) -> tuple[Tensor, Tensor]:
-    """Quantize a residual with the quantizer that Eq. 11 chooses for each pixel.
+) -> tuple[Tensor, Tensor | None]:
+    """Quantize a residual, with the quantizer that Eq. 11 chooses for each pixel if there are several.
 
     Args:
-        delta: δ, (N, C, H, W), or (N, *, C) with ``channel_dim=-1``.
+        x: x_t, (N, C, H, W), or (N, *, C) with ``channel_dim=-1``.
+        reference: what the residual is to, the same shape; None when ``x`` is the residual already.
         scales: s of every quantizer of the pool, low to high bit width.
         bits: their bit widths.
-        threshold: τ, in units of ‖δ‖.
+        threshold: τ, in units of ‖δ‖; not needed for a single quantizer.
         policy: granularity of the choice.
         channel_dim: dimension of the channels.
 
     Returns:
-        δ̂ of the shape of ``delta`` and the choice Π (N, H, W).
+        δ̂ of the shape of ``x`` and the choice Π (N, H, W), None for a single quantizer.
     """
-    quantized = [
-        None if width == 0 else fake_quantize(delta, scale, width) for scale, width in zip(scales, bits, strict=True)
+    if x.dtype in HALF_TYPES:
+        whole = x.float() if reference is None else x.float() - reference.float()
+        quantized, choice = quantize_difference(whole, None, scales, bits, threshold, policy, channel_dim)
+        return quantized.to(x.dtype), choice
+    delta = x if reference is None else x - reference
+    if threshold is None:
+        return fake_quantize(delta, scales[0], bits[0]), None
+    integers = [
+        None if width == 0 else quantize_to_integers(delta, scale, width)
+        for scale, width in zip(scales, bits, strict=True)
     ]
     with torch.no_grad():
-        errors = [share_error(error_map(delta, q, channel_dim), policy) for q in quantized]
+        errors = [
+            share_error(error_map(delta, values, scale, channel_dim), policy)
+            for values, scale in zip(integers, scales, strict=True)
+        ]
         choice = choose(errors, threshold)
-    return mix(quantized, choice, channel_dim), choice
+    return mix(integers, scales, choice, channel_dim), choice
 
 
 @cache
-def _compiled() -> Any:
-    return torch.compile(quantize_pool, dynamic=True)
+def compiled(function: F) -> F:
+    """Return the function through `torch.compile`; it is compiled at its first call.
 
+    The result raises ConfigError when this machine cannot compile.
+    """
+    fast = torch.compile(function, dynamic=True)
 
-def quantize_pool_compiled(*args: Any) -> tuple[Tensor, Tensor]:
-    """`quantize_pool` through `torch.compile`; compiled once, at the first call."""
-    result: tuple[Tensor, Tensor] = _compiled()(*args)
-    return result
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fast(*args, **kwargs)
+        except RuntimeError as error:
+            if "compile" not in type(error).__name__.lower() and "inductor" not in type(error).__name__.lower():
+                raise
+            reason = str(error).splitlines()[0]
+            msg = f"compile=True does not work on this machine ({reason}); install a C++ compiler or write compile=False."
+            raise ConfigError(msg) from error
+
+    return run  # type: ignore[return-value]

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold_factors
-from resq_plugin.backends.elementwise import quantize_pool, quantize_pool_compiled
+from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold_factors, unfold
+from resq_plugin.backends.elementwise import compiled, quantize_difference
 from resq_plugin.layers import ActivationQuantizer, LayerSettings, ResidualLayer
 from resq_plugin.quantizer import UniformQuantizer, fake_quantize, weight_scale
 
@@ -49,6 +49,7 @@ class TorchResidualLayer(ResidualLayer):
     keyframe_quantizer: UniformQuantizer
     residual_quantizers: nn.ModuleList
     activation_norm: Tensor
+    _weights: _WeightCache
     channel_dim = 1
     weight_channel_dims: tuple[int, ...] = (0,)
 
@@ -94,7 +95,7 @@ class TorchResidualLayer(ResidualLayer):
 
     def _weight(self, bits: int | None) -> tuple[Tensor, Tensor | None]:
         """The weight of that many bits (None: float), cached as long as no gradient is asked for."""
-        sources = [self.weight, self.bias]
+        sources: list[Tensor | None] = [self.weight, self.bias]
         if self.folded_norm is not None:
             norm = self.folded_norm
             sources += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
@@ -127,33 +128,30 @@ class TorchResidualLayer(ResidualLayer):
 
     def quantize_keyframe(self, x: Tensor) -> Tensor:
         """x̂ = q(x; Φ_a)."""
-        quantized: Tensor = self.keyframe_quantizer(x)
-        return quantized
+        quantizer = self.keyframe_quantizer
+        quantizer.check()
+        run = compiled(fake_quantize) if self.settings.config.compile else fake_quantize
+        return run(x, quantizer.scale, quantizer.bits, signed=quantizer.signed)
 
-    def quantize_residual(self, delta: Tensor) -> tuple[Tensor, Tensor | None]:
-        """δ̂ = q(δ; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
-        quantizers = list(self.residual_quantizers)
-        if len(quantizers) == 1:
-            return quantizers[0](delta), None
+    def quantize_residual(self, x: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """δ̂ = q(x - reference; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
+        quantizers = cast(list[UniformQuantizer], list(self.residual_quantizers))
         for quantizer in quantizers:
             quantizer.check()
         config = self.settings.config
-        policy = config.policy
+        run = compiled(quantize_difference) if config.compile else quantize_difference
+        scales, bits = [quantizer.scale for quantizer in quantizers], [quantizer.bits for quantizer in quantizers]
+        return run(x, reference, scales, bits, self._threshold(), config.policy, self.channel_dim)
+
+    def _threshold(self) -> Tensor | None:
+        """τ in units of ‖δ‖; None for a static residual."""
+        if len(self.residual_quantizers) == 1:
+            return None
+        policy = self.settings.config.policy
         if policy.normalize == "layer":
-            threshold = self.activation_norm * policy.threshold
-        else:
-            residual = self.settings.residual
-            weight, _ = self._weight(residual.weight if residual is not None else 8)
-            threshold = policy.threshold / torch.linalg.vector_norm(weight.detach()).clamp_min(1e-30)
-        run = quantize_pool_compiled if config.compile else quantize_pool
-        return run(
-            delta,
-            [quantizer.scale for quantizer in quantizers],
-            [quantizer.bits for quantizer in quantizers],
-            threshold,
-            policy,
-            self.channel_dim,
-        )
+            return self.activation_norm * policy.threshold
+        norm: Tensor = torch.linalg.vector_norm(self.weight_of("residual").detach())
+        return policy.threshold / norm.clamp_min(1e-30)
 
     def apply_keyframe(self, x_hat: Tensor, **options: Any) -> Tensor:
         """``x̂ * q(w; Φ_w) + b``."""
@@ -187,12 +185,16 @@ class TorchResidualLayer(ResidualLayer):
 def _stamp(tensor: Tensor) -> tuple[object, ...]:
     """Change whenever the tensor changes; on the CPU also when it is written behind autograd's back (``.data``)."""
     version = -1 if tensor.is_inference() else tensor._version
-    checksum = None
-    if tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous():
-        words = tensor.detach().view(-1)
-        # An 8-byte view sums four times faster; the sum wraps around, which is fine for a checksum.
-        checksum = int(words.view(torch.int64 if words.numel() % 2 == 0 else torch.int32).sum())
+    checksum = _checksum(tensor.detach()) if tensor.device.type == "cpu" else None
     return tensor.data_ptr(), version, tensor.shape, tensor.dtype, tensor.device, checksum
+
+
+def _checksum(tensor: Tensor) -> int:
+    """Sum of the memory in the widest words that fit it, which is fastest; it wraps around, which does no harm."""
+    flat = tensor.contiguous().view(-1)
+    sizes = flat.nbytes, flat.storage_offset() * flat.element_size()
+    words = (word for word in (torch.int64, torch.int32, torch.int16, torch.uint8) if not any(n % word.itemsize for n in sizes))
+    return int(flat.view(next(words)).sum())
 
 
 class _Conv(TorchResidualLayer):
@@ -203,15 +205,15 @@ class _Conv(TorchResidualLayer):
         return z
 
 
-class ResQConv1d(_Conv, nn.Conv1d):
+class ResQConv1d(_Conv, nn.Conv1d):  # type: ignore[misc]
     """`torch.nn.Conv1d` with two quantized paths."""
 
 
-class ResQConv2d(_Conv, nn.Conv2d):
+class ResQConv2d(_Conv, nn.Conv2d):  # type: ignore[misc]
     """`torch.nn.Conv2d` with two quantized paths."""
 
 
-class ResQConv3d(_Conv, nn.Conv3d):
+class ResQConv3d(_Conv, nn.Conv3d):  # type: ignore[misc]
     """`torch.nn.Conv3d` with two quantized paths."""
 
 
@@ -236,19 +238,19 @@ class _ConvTranspose(TorchResidualLayer):
         return operation(x, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation)
 
 
-class ResQConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
+class ResQConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):  # type: ignore[misc]
     """`torch.nn.ConvTranspose1d` with two quantized paths."""
 
 
-class ResQConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
+class ResQConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):  # type: ignore[misc]
     """`torch.nn.ConvTranspose2d` with two quantized paths."""
 
 
-class ResQConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
+class ResQConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):  # type: ignore[misc]
     """`torch.nn.ConvTranspose3d` with two quantized paths."""
 
 
-class ResQLinear(TorchResidualLayer, nn.Linear):
+class ResQLinear(TorchResidualLayer, nn.Linear):  # type: ignore[misc]
     """`torch.nn.Linear` with two quantized paths; a pixel is a token of (N, *, C)."""
 
     channel_dim = -1
@@ -258,7 +260,7 @@ class ResQLinear(TorchResidualLayer, nn.Linear):
         return F.linear(x, weight, bias)
 
 
-_CLASSES: dict[type[nn.Module], type[TorchResidualLayer]] = {
+_CLASSES: dict[type[nn.Module], type[Any]] = {
     nn.Conv1d: ResQConv1d,
     nn.Conv2d: ResQConv2d,
     nn.Conv3d: ResQConv3d,
@@ -285,9 +287,11 @@ def detach(module: nn.Module) -> None:
     if not isinstance(module, TorchResidualLayer):
         return
     original = {resq: plain for plain, resq in _CLASSES.items()}[type(module)]
+    for norm in module._folded:
+        unfold(norm)
     del module.keyframe_quantizer, module.residual_quantizers, module.activation_norm
     for key in ("settings", "_folded", "_weights"):
         module.__dict__.pop(key)
-    module.__class__ = original
+    module.__class__ = original  # type: ignore[assignment]
 
 
