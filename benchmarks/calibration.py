@@ -62,12 +62,13 @@ def excess_losses(model: nn.Module, clips: list[list[Tensor]], found: dict[str, 
                 collector.start_frame(position)
                 model(frame)
             collector.end_clip()
-    everything: dict[str, dict[str, list[float]]] = {}
+    everything: dict[str, dict[str, dict[float, float]]] = {}
     for name, samples in collector.samples.items():
         everything[name] = {}
         for quantizer, chosen in found[name].items():
             bounds = samples.keyframe_range if quantizer == "keyframe" else samples.residual_range
-            everything[name][quantizer] = [*candidate_ranges(*bounds, config.calibration.candidates), chosen]
+            candidates = candidate_ranges(*bounds, config.calibration.candidates)
+            everything[name][quantizer] = dict.fromkeys([*candidates, chosen], 0.0)
     comparison = FullMapComparison(config, everything, collector.samples)
     with executing(comparison):
         for clip in clips:
@@ -76,9 +77,9 @@ def excess_losses(model: nn.Module, clips: list[list[Tensor]], found: dict[str, 
                     comparison.start_frame(position)
                     model(shown)
     excess = []
-    for name, quantizers in comparison.ranked().items():
-        for quantizer, ranked in quantizers.items():
-            best, ours = (comparison.losses[name, quantizer, half] for half in (ranked[0], found[name][quantizer]))
+    for name, quantizers in comparison.finalists.items():
+        for quantizer, losses in quantizers.items():
+            best, ours = min(losses.values()), losses[found[name][quantizer]]
             excess.append(ours / best - 1 if best else 0.0)
     return excess
 

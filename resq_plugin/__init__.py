@@ -1,8 +1,8 @@
 """ResQ: Residual Quantization for Video Perception (ICCV 2023), for the tools engineers already use."""
 
 from resq_plugin.calibrate import calibrate
-from resq_plugin.config import CalibrationConfig, PolicyConfig, Precision, ResQConfig, ScheduleConfig
 from resq_plugin.checkpoint import load_checkpoint, load_ranges, save_checkpoint, save_ranges
+from resq_plugin.config import CalibrationConfig, PolicyConfig, Precision, ResQConfig, ScheduleConfig
 from resq_plugin.convert import convert, float_state_dict, revert, summarize
 from resq_plugin.cost import measure_cost
 from resq_plugin.evaluate import evaluate

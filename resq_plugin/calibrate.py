@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resq_plugin.backends import find_backend
-from resq_plugin.collect import Collector, FullMapComparison, LayerSamples, widen
+from resq_plugin.collect import Collector, FullMapComparison, LayerSamples, best, widen
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError
 from resq_plugin.fold import evaluating, fold_batch_norms
@@ -82,24 +82,23 @@ def calibrate(
             if not collector.wanted:
                 break
         collector.finish()
-        finalists = {
+        ranked = {
             name: _search_layer(layers[name], samples, config)
             for name, samples in tqdm(collector.samples.items(), "searching ranges", disable=not progress)
         }
         if config.calibration.recheck:
-            comparison = FullMapComparison(config, finalists, collector.samples)
+            comparison = FullMapComparison(config, ranked, collector.samples)
             for frames in tqdm(kept, "comparing on full maps", disable=not progress):
                 with executing(comparison):
                     for position, frame in enumerate(frames):
                         comparison.start_frame(position)
                         (run or model)(frame)
-            finalists = comparison.ranked()
-    for name, layer in layers.items():
-        if name in finalists:
-            _set_ranges(layer, finalists[name], collector.samples[name])
+            ranked = comparison.finalists
+    for name, losses in ranked.items():
+        _set_ranges(layers[name], losses, collector.samples[name])
     if config.schedule.kind == "scene_change" and changes:
         set_scene_threshold(model, max(changes))
-    _release_unreached(layers, set(finalists), config)
+    _release_unreached(layers, set(ranked), config)
 
 
 def _device(model: nn.Module) -> torch.device | None:
@@ -178,8 +177,8 @@ def _keep(kept: list[list[Tensor]], frames: list[Tensor], index: int, limit: int
         kept[slot] = pair
 
 
-def _search_layer(layer: ResidualLayer, samples: LayerSamples, config: ResQConfig) -> dict[str, list[float]]:
-    """Rank the half ranges of every quantizer of a layer on the sampled windows, best first."""
+def _search_layer(layer: ResidualLayer, samples: LayerSamples, config: ResQConfig) -> dict[str, dict[float, float]]:
+    """The best half ranges of every quantizer of a layer and their losses on the sampled windows, best first."""
     weight = layer.weight_of("float")
     if not bool(weight.any()):
         name = layer.settings.name
@@ -188,7 +187,7 @@ def _search_layer(layer: ResidualLayer, samples: LayerSamples, config: ResQConfi
     quantizers = layer.activation_quantizers()
     signed = samples.is_signed(config)
     apply = partial(apply_to_windows, layer)
-    ranked = {}
+    ranked: dict[str, dict[float, float]] = {}
 
     def rank(name: str, batches: list[Tensor], low: float, high: float, kind: str, signed: bool) -> None:
         w_hat, bits = layer.weight_of(kind), quantizers[name].bits
@@ -200,11 +199,11 @@ def _search_layer(layer: ResidualLayer, samples: LayerSamples, config: ResQConfi
                 for x, target in zip(batches, targets, strict=True)
             )
 
-        ranked[name] = [0.0] if bits == 0 else search_range(candidate_ranges(low, high, r), loss)
+        ranked[name] = {0.0: 0.0} if bits == 0 else search_range(candidate_ranges(low, high, r), loss)
 
     rank("keyframe", samples.keyframe_inputs(), *samples.keyframe_range, "keyframe", signed)
     if samples.residual_range is not None:
-        half = torch.tensor(ranked["keyframe"][0], dtype=torch.float64)
+        half = torch.tensor(best(ranked["keyframe"]), dtype=torch.float64)
         bits = quantizers["keyframe"].bits
         scale = scale_from_range(-half, half, bits, signed=signed).to(weight.device)
         delta = samples.residual_inputs(config.reference, lambda x: fake_quantize(x, scale, bits, signed=signed))
@@ -214,15 +213,15 @@ def _search_layer(layer: ResidualLayer, samples: LayerSamples, config: ResQConfi
         for name in quantizers:
             if name != "keyframe":
                 rank(name, delta, *bounds, "residual", True)
-    return {name: half_ranges[:FINALISTS] for name, half_ranges in ranked.items()}
+    return {name: dict(itertools.islice(losses.items(), FINALISTS)) for name, losses in ranked.items()}
 
 
-def _set_ranges(layer: ResidualLayer, ranked: dict[str, list[float]], samples: LayerSamples) -> None:
+def _set_ranges(layer: ResidualLayer, ranked: dict[str, dict[float, float]], samples: LayerSamples) -> None:
     layer.activation_norm.fill_(samples.activation_norm)
     quantizers = layer.activation_quantizers()
-    for name, half_ranges in ranked.items():
-        signed = name != "keyframe" or samples.is_signed(layer.settings.config)
-        quantizers[name].set_range(-half_ranges[0], half_ranges[0], signed=signed)
+    for name, losses in ranked.items():
+        half_range, signed = best(losses), name != "keyframe" or samples.is_signed(layer.settings.config)
+        quantizers[name].set_range(-half_range, half_range, signed=signed)
 
 
 def _release_unreached(layers: dict[str, ResidualLayer], reached: set[str], config: ResQConfig) -> None:

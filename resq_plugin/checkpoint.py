@@ -126,5 +126,5 @@ def _check_precision(layers: Mapping[str, ResidualLayer], values: dict[str, Any]
         theirs, ours = config.precision_of(name), (layer.settings.keyframe, layer.settings.residual)
         if theirs != ours:
             found, expected = ("->".join(str(side) for side in pair if side) for pair in (theirs, ours))
-            msg = f"{path} was calibrated for {found} at layer {name}, which is {expected} here. The model is unchanged."
+            msg = f"{path} was calibrated with layer {name} in {found}; here it is {expected}. The model is unchanged."
             raise CheckpointError(msg)

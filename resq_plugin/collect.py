@@ -17,7 +17,7 @@ from resq_plugin.quantizer import fake_quantize, scale_from_range
 from resq_plugin.ranges import output_loss
 from resq_plugin.sampling import Window, choose_windows, cut_windows
 
-__all__ = ["Collector", "FullMapComparison", "LayerSamples", "widen"]
+__all__ = ["Collector", "FullMapComparison", "LayerSamples", "best", "widen"]
 
 Quantize = Callable[[Tensor], Tensor]
 
@@ -64,10 +64,9 @@ class LayerSamples:
         deltas = []
         for clip, chosen in zip(self.clips, self.residuals, strict=True):
             for t in chosen:
-                if reference == "float":
-                    deltas.append(clip[t] - clip[0])
-                else:
-                    deltas.append(clip[t] - quantize(clip[t - 1 if reference == "running" else 0]))
+                last = max(position for position in clip if position < t)
+                x = clip[last if reference == "running" else 0]
+                deltas.append(clip[t] - (x if reference == "float" else quantize(x)))
         return _batches(deltas)
 
 
@@ -166,6 +165,11 @@ class Collector:
         return z
 
 
+def best(losses: Mapping[float, float]) -> float:
+    """The half range of the smallest loss; of equal ones the first."""
+    return min(losses, key=losses.__getitem__)
+
+
 def widen(bounds: tuple[float, float], x: Tensor, name: str) -> tuple[float, float]:
     """Widen a range (minimum, maximum) so that it holds ``x``, which layer ``name`` reads.
 
@@ -202,15 +206,24 @@ def _difference(x: Tensor, references: Mapping[Key, Tensor], key: Key) -> Tensor
 
 
 class FullMapComparison:
-    """Executor that runs layers in float and sums the loss of Eq. 8 of a few ranges on full maps."""
+    """Executor that runs layers in float and adds the loss of Eq. 8 on full maps to that of a few ranges.
+
+    Args:
+        config: the configuration.
+        ranked: per layer and quantizer, half ranges and their losses on the sample, best first.
+        samples: the samples of every layer.
+    """
 
     def __init__(
-        self, config: ResQConfig, ranked: dict[str, dict[str, list[float]]], samples: Mapping[str, LayerSamples]
+        self,
+        config: ResQConfig,
+        ranked: Mapping[str, Mapping[str, Mapping[float, float]]],
+        samples: Mapping[str, LayerSamples],
     ) -> None:
         self.config = config
-        self.finalists = ranked
+        self.finalists = {name: {key: dict(losses) for key, losses in item.items()} for name, item in ranked.items()}
         self.samples = samples
-        self.losses: dict[tuple[str, str, float], float] = {}
+        self._keyframes = {name: best(item["keyframe"]) for name, item in self.finalists.items()}
         self._references: dict[Key, Tensor] = {}
         self._calls: dict[str, int] = {}
         self._position = 0
@@ -244,7 +257,7 @@ class FullMapComparison:
             return x.clone()
         name = layer.settings.name
         signed, bits = self.samples[name].is_signed(self.config), layer.activation_quantizers()["keyframe"].bits
-        half = torch.tensor(self.finalists[name]["keyframe"][0], dtype=torch.float64)
+        half = torch.tensor(self._keyframes[name], dtype=torch.float64)
         scale = scale_from_range(-half, half, bits, signed=signed).to(x.device)
         return fake_quantize(x, scale, bits, signed=signed)
 
@@ -252,8 +265,8 @@ class FullMapComparison:
         self, layer: ResidualLayer, quantizer: str, x: Tensor, options: dict[str, Any], *, signed: bool
     ) -> None:
         name, bits = layer.settings.name, layer.activation_quantizers()[quantizer].bits
-        half_ranges = self.finalists[name][quantizer]
-        if len(half_ranges) < 2:
+        losses = self.finalists[name][quantizer]
+        if len(losses) < 2:
             return
         weight = layer.weight_of("keyframe" if quantizer == "keyframe" else "residual")
 
@@ -261,17 +274,5 @@ class FullMapComparison:
             return layer.linear(x, weight, None, **options)
 
         target = apply(x, layer.weight_of("float"))
-        for half_range in half_ranges:
-            key = name, quantizer, half_range
-            loss = output_loss(x, target, weight, half_range, bits, signed, apply)
-            self.losses[key] = self.losses.get(key, 0.0) + loss
-
-    def ranked(self) -> dict[str, dict[str, list[float]]]:
-        """The ranges of every quantizer, best first."""
-        return {
-            name: {
-                quantizer: sorted(half_ranges, key=lambda h: self.losses.get((name, quantizer, h), 0.0))
-                for quantizer, half_ranges in quantizers.items()
-            }
-            for name, quantizers in self.finalists.items()
-        }
+        for half_range in losses:
+            losses[half_range] += output_loss(x, target, weight, half_range, bits, signed, apply)

@@ -109,7 +109,10 @@ def parse_precision(text: str) -> tuple[Precision, Precision | None]:
         parsed.append(Precision(int(weight), activation))
     keyframe, residual = parsed[0], parsed[1] if len(parsed) == 2 else None
     if keyframe.is_dynamic or keyframe.activation == 0:
-        msg = f"the keyframe {keyframe} in {text!r} needs one bit width of at least {MIN_BITS}, e.g. 'W8A8->W4A{{0,4,8}}'."
+        msg = (
+            f"the keyframe {keyframe} in {text!r} needs one bit width of at least {MIN_BITS}, "
+            "e.g. 'W8A8->W4A{0,4,8}'."
+        )
         raise ConfigError(msg)
     return keyframe, residual
 
@@ -168,7 +171,8 @@ class ScheduleConfig:
     """When a frame is a keyframe, beside every `ResQConfig.interval` frames.
 
     Attributes:
-        kind: ``interval`` (paper: fixed T) or ``scene_change`` (also when the frame differs too much from the keyframe).
+        kind: ``interval`` (paper: fixed T) or ``scene_change`` (also where the frame differs too much from the
+            keyframe).
         threshold: relative change of the frame that starts a new interval; None takes what calibration found.
     """
 
@@ -178,7 +182,10 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _choice("schedule.kind", self.kind, ("interval", "scene_change"))
         if self.threshold is not None and not (isinstance(self.threshold, (int, float)) and self.threshold > 0):
-            msg = f"schedule.threshold={self.threshold!r} is not allowed; write a number above 0, or None to calibrate it."
+            msg = (
+                f"schedule.threshold={self.threshold!r} is not allowed; write a number above 0, "
+                "or None to calibrate it."
+            )
             raise ConfigError(msg)
 
 
@@ -332,7 +339,9 @@ def _pairs(overrides: object) -> tuple[tuple[str, str], ...]:
     pairs: dict[str, str] = {}
     for item in items if isinstance(items, (list, tuple)) else [items]:
         if not (isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(part, str) for part in item)):
-            msg = f"overrides={overrides!r} must be patterns with a notation, e.g. overrides={{'head.*': 'W8A8->W8A8'}}."
+            msg = (
+                f"overrides={overrides!r} must be patterns with a notation, e.g. overrides={{'head.*': 'W8A8->W8A8'}}."
+            )
             raise ConfigError(msg)
         pattern, text = item
         pairs.pop(pattern, None)

@@ -87,7 +87,11 @@ def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None
         backend.attach(module, LayerSettings(name, keyframe, residual, config))
     attach_model_state(model)
     if example is not None:
-        fold_batch_norms(model, example)
+        try:
+            fold_batch_norms(model, example)
+        except Exception:
+            revert(model)
+            raise
     summary = summarize(model)
     logger.info("converted %d layers of %s to %s", len(summary.converted), type(model).__name__, config)
     if summary.unsupported:
@@ -106,7 +110,7 @@ def _check_patterns(config: ResQConfig, names: dict[str, Any]) -> None:
 
 
 def revert(model: M) -> M:
-    """Undo `convert` in place, folding included; the float model is back, bit for bit, with whatever it has learned."""
+    """Undo `convert` in place, folding included; the float model is back bit for bit, with what it has learned."""
     backend = find_backend(next(iter(residual_layers(model).values())).settings.config.backend)
     for module in model.modules():
         if isinstance(module, ResidualLayer):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -47,6 +49,14 @@ class _Readers(TorchDispatchMode):
             if found is not None:
                 self.read_elsewhere.add(found[1])
 
+    def note_kept(self, layers: Container[ResidualLayer]) -> None:
+        """Note whose outputs somebody holds after the run, in the result, of whatever type, or anywhere else."""
+        held = [(weakref.ref(output), layer) for output, layer in self.outputs.values() if layer in layers]
+        self.outputs.clear()
+        if any(output() is not None for output, _ in held):
+            gc.collect()  # what is garbage in a cycle is not held
+        self.read_elsewhere |= {layer for output, layer in held if output() is not None}
+
 
 def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], Any] | None = None) -> tuple[str, ...]:
     """Fold every batch norm whose input is the output of one converted layer that nothing else reads.
@@ -74,9 +84,9 @@ def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], An
         if cast(ResidualLayer, layer).channel_dim == 1 or output.dim() == 2:
             readers.outputs[id(output)] = (output, cast(ResidualLayer, layer))
 
-    def enters(norm: nn.Module, args: tuple[Any, ...]) -> None:
+    def enters(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         readers.inside_norm += 1
-        found = readers.outputs.get(id(args[0]))
+        found = readers.outputs.get(id(args[0] if args else kwargs.get("input")))
         sources.setdefault(norm, set()).add(found[1] if found else None)
         if found:
             sinks.setdefault(found[1], set()).add(norm)
@@ -86,10 +96,12 @@ def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], An
 
     handles = [layer.register_forward_hook(produced) for layer in layers]
     for norm in norms.values():
-        handles += [norm.register_forward_pre_hook(enters), norm.register_forward_hook(leaves)]
+        handles += [norm.register_forward_pre_hook(enters, with_kwargs=True), norm.register_forward_hook(leaves)]
     try:
         with evaluating(model), torch.no_grad(), dense_execution(), readers:
-            readers.note((run or model)(frame))
+            result = (run or model)(frame)
+        readers.note_kept(sinks.keys() - readers.read_elsewhere)
+        del result
     finally:
         for handle in handles:
             handle.remove()

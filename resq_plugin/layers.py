@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from resq_plugin.config import Precision, ResQConfig
 from resq_plugin.errors import ConversionError
 
-__all__ = ["ActivationQuantizer", "Executor", "LayerSettings", "ResidualLayer", "dense_execution", "executing", "frame_by_frame", "residual_layers"]
+__all__ = [
+    "ActivationQuantizer",
+    "Executor",
+    "LayerSettings",
+    "ResidualLayer",
+    "dense_execution",
+    "executing",
+    "frame_by_frame",
+    "residual_layers",
+]
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ class ResidualLayer(nn.Module):
         raise NotImplementedError
 
     def weight_of(self, kind: str) -> Tensor:
-        """The weight of one path: ``float`` (batch norm folded), ``keyframe`` (q(w; Φ_w)) or ``residual`` (q(w; Θ_w))."""
+        """Weight of a path: ``float`` (batch norm folded), ``keyframe`` (q(w; Φ_w)) or ``residual`` (q(w; Θ_w))."""
         raise NotImplementedError
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:

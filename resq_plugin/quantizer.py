@@ -83,7 +83,9 @@ def quantize_to_integers(x: Tensor, scale: Tensor, bits: int, *, signed: bool = 
     scale = scale.to(x.dtype)
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         rounded: Tensor = _RoundStraightThrough.apply(x / scale)
-        return rounded.clamp(low, high)
+        clamped = rounded.detach().clamp(low, high)
+        # The ends belong to the grid, but `rounded.clamp` gives them no gradient in recent releases of torch.
+        return torch.where(rounded.detach() == clamped, rounded, clamped)
     return x.div(scale).round_().clamp_(low, high)
 
 

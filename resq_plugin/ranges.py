@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ def output_loss(
     return float((apply(fake_quantize(x, scale, bits, signed=signed), weight) - target).double().square().sum())
 
 
-def search_range(candidates: Sequence[float], loss: Callable[[float], float]) -> list[float]:
-    """Return the candidates sorted by loss, best first; of equal ones the wider range."""
-    return sorted(candidates, key=lambda half_range: (loss(half_range), -half_range))
+def search_range(candidates: Iterable[float], loss: Callable[[float], float]) -> dict[float, float]:
+    """Return the loss of every candidate, best first; of equal ones the wider range."""
+    losses = {half_range: loss(half_range) for half_range in candidates}
+    return dict(sorted(losses.items(), key=lambda item: (item[1], -item[0])))

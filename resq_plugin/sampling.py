@@ -7,6 +7,7 @@ the output. The operation itself runs on a batch of windows, with no im2col.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, cast
 
 import torch
@@ -52,7 +53,7 @@ def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[tuple[int, int]]:
 
 
 def choose_windows(layer: ResidualLayer, x: Tensor, positions: int, generator: torch.Generator) -> list[Window]:
-    """Place windows that hold about ``positions`` output positions at random.
+    """Place windows that hold about ``positions`` output positions: at random, or side by side if all are wanted.
 
     Args:
         layer: the layer that reads ``x``.
@@ -61,10 +62,10 @@ def choose_windows(layer: ResidualLayer, x: Tensor, positions: int, generator: t
         generator: source of randomness, on the CPU.
     """
     sizes = _spatial(layer, x)
-    per_window = 1
-    for size in sizes:
-        per_window *= min(SIDE, size)
-    count = max(1, round(positions / per_window))
+    if positions >= x.shape[0] * math.prod(sizes):
+        tiles = [sorted({*range(0, size - SIDE, SIDE), max(0, size - SIDE)}) for size in sizes]
+        return list(itertools.product(range(x.shape[0]), *tiles))
+    count = max(1, round(positions / math.prod(min(SIDE, size) for size in sizes)))
     highs = [x.shape[0], *(max(1, size - SIDE + 1) for size in sizes)]
     columns = [torch.randint(high, (count,), generator=generator, device="cpu").tolist() for high in highs]
     return list(zip(*columns, strict=True))

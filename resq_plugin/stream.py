@@ -222,7 +222,7 @@ class Stream:
             count = int((~torch.isfinite(frame)).sum())
             msg = f"the frame after position {self.position} holds {count} NaN or Inf of {frame.numel()} values"
             if self.config.on_change == "raise":
-                msg += "; the stream is unchanged. Drop the frame, or configure on_change='keyframe' to start anew after it."
+                msg += "; the stream is unchanged. Drop it, or configure on_change='keyframe' to start anew after it."
                 raise FrameError(msg)
             logger.warning("%s; it is run outside the stream and a new interval starts after it.", msg)
             return False
@@ -232,7 +232,10 @@ class Stream:
         reference = self._keyframe_input
         if self._demanded or reference is None or self.position + 1 >= self.schedule.interval:
             return True
-        found, expected = (frame.shape, frame.dtype, frame.device), (reference.shape, reference.dtype, reference.device)
+        found, expected = (
+            (frame.shape, frame.dtype, frame.device),
+            (reference.shape, reference.dtype, reference.device),
+        )
         if found != expected:
             msg = f"the frame changed to {_describe(found)} from {_describe(expected)} inside an interval"
             if self.config.on_change == "raise":

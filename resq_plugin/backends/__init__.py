@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Protocol, cast
 
@@ -31,6 +32,7 @@ class Backend(Protocol):
         ...
 
 
+@cache
 def find_backend(name: str) -> Backend:
     """Load the backend of that name.
 

@@ -23,9 +23,9 @@ class FoldedBatchNorm(nn.Module):
     running_var: Tensor
     eps: float
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` (N, C, *)."""
-        return x
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input`` (N, C, *)."""
+        return input
 
 
 class FoldedBatchNorm1d(FoldedBatchNorm, nn.BatchNorm1d):  # type: ignore[misc]

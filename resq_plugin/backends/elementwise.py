@@ -77,7 +77,7 @@ def compiled(function: F) -> F:
             if "compile" not in type(error).__name__.lower() and "inductor" not in type(error).__name__.lower():
                 raise
             reason = str(error).splitlines()[0]
-            msg = f"compile=True does not work on this machine ({reason}); install a C++ compiler or write compile=False."
+            msg = f"compile=True fails on this machine ({reason}); install a C++ compiler or write compile=False."
             raise ConfigError(msg) from error
 
     return run  # type: ignore[return-value]

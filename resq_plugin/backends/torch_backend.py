@@ -193,7 +193,11 @@ def _checksum(tensor: Tensor) -> int:
     """Sum of the memory in the widest words that fit it, which is fastest; it wraps around, which does no harm."""
     flat = tensor.contiguous().view(-1)
     sizes = flat.nbytes, flat.storage_offset() * flat.element_size()
-    words = (word for word in (torch.int64, torch.int32, torch.int16, torch.uint8) if not any(n % word.itemsize for n in sizes))
+    words = (
+        word
+        for word in (torch.int64, torch.int32, torch.int16, torch.uint8)
+        if not any(n % word.itemsize for n in sizes)
+    )
     return int(flat.view(next(words)).sum())
 
 
@@ -257,7 +261,8 @@ class ResQLinear(TorchResidualLayer, nn.Linear):  # type: ignore[misc]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
         """The operation of the wrapped class with another weight and bias."""
-        return F.linear(x, weight, bias)
+        z: Tensor = F.linear(x, weight, bias, **options)
+        return z
 
 
 _CLASSES: dict[type[nn.Module], type[Any]] = {
@@ -293,5 +298,3 @@ def detach(module: nn.Module) -> None:
     for key in ("settings", "_folded", "_weights"):
         module.__dict__.pop(key)
     module.__class__ = original  # type: ignore[assignment]
-
-

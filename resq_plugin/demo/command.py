@@ -1,0 +1,138 @@
+"""``resq demo``: run everything, show a table, and leave figures, a report and JSON in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from resq_plugin.demo.data import DemoData, procedural_data, video_data
+from resq_plugin.demo.findings import finding
+from resq_plugin.demo.net import load_demo_net
+from resq_plugin.demo.pictures import draw_figures
+from resq_plugin.demo.result import DemoResult
+from resq_plugin.demo.run import run_demo, steps
+from resq_plugin.demo.settings import DemoSettings
+from resq_plugin.report import MissingExtraError, ReportError, describe_machine, rich_table, write_report
+from resq_plugin.report.extra import need
+
+__all__ = ["demo_command"]
+
+_MOST_THREADS = 4
+"""A net and frames this small keep no more threads busy."""
+
+
+def demo_command(
+    video: Path | None, out: Path, console: Console, settings: DemoSettings | None = None
+) -> dict[str, Any]:
+    """Run the demo and write figures and report into a folder.
+
+    Without the packages of the extra ``report`` the numbers are still measured and shown.
+
+    Args:
+        video: a file to run on; None takes the embedded labelled scenes.
+        out: the folder, made when absent.
+        console: where table and progress go.
+        settings: what to run.
+
+    Returns:
+        What ``--json`` writes: ``rows``, and what they were measured with.
+
+    Raises:
+        VideoError: the file holds no video of at least two frames.
+        ReportError: the folder cannot be written.
+    """
+    settings = settings or DemoSettings()
+    begin = time.perf_counter()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"cannot make the folder {out}: {error.strerror or error}; give --out a folder you may write to."
+        raise ReportError(msg) from error
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    with _idle_threads():
+        data = _data(video, settings)
+        settings = settings.fitted(min(map(len, data.videos)))
+        say(f"ResQ on {data.name}, {data.shape[3]}×{data.shape[2]} pixels")
+        result = _run(data, settings, console)
+        machine = describe_machine()
+    seconds = time.perf_counter() - begin
+    details = {"Run": _describe(data, settings, seconds), "Machine": machine}
+    sentence = finding(result.rows)
+    console.print(rich_table(result.rows))
+    try:
+        for package in ("matplotlib", "jinja2"):
+            need(package)
+    except MissingExtraError as error:
+        say(f"No figures and no report: {error}", "yellow")
+    else:
+        with console.status("drawing figures"):
+            figures = draw_figures(result, out, labelled=data.labels is not None)
+            title = f"ResQ on {data.name}"
+            report = write_report(out / "report.html", title, result.rows, figures, details, summary=sentence)
+        say(f"Report: {report}")
+    say(sentence)
+    return {
+        "rows": result.rows,
+        "finding": sentence,
+        "seconds": round(seconds, 1),
+        "settings": dataclasses.asdict(settings),
+        "details": details,
+    }
+
+
+def _data(video: Path | None, settings: DemoSettings) -> DemoData:
+    if video is None:
+        return procedural_data(settings.videos, settings.frames, settings.calibration_clips)
+    return video_data(video, 3 * settings.frames, 2 * settings.calibration_clips)
+
+
+def _run(data: DemoData, settings: DemoSettings, console: Console) -> DemoResult:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=steps(settings), completed=-1)
+
+        def on_step(what: str) -> None:
+            progress.update(task, advance=1, description=what)
+
+        return run_demo(load_demo_net(), data, settings, on_step)
+
+
+@contextmanager
+def _idle_threads() -> Iterator[None]:
+    """Use no more threads than there are idle cores: threads that wait for each other crawl on a busy machine."""
+    before = torch.get_num_threads()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    idle = max(1, (os.cpu_count() or 1) - round(load))
+    torch.set_num_threads(min(before, idle, _MOST_THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _describe(data: DemoData, settings: DemoSettings, seconds: float) -> dict[str, str]:
+    calibration = settings.calibration
+    frames = sum(len(clip) for clip in data.calibration)
+    return {
+        "Videos": data.name,
+        "Frame": f"{data.shape[3]}×{data.shape[2]} pixels",
+        "Truth": "labels of the scenes" if data.labels is not None else "predictions of the float model",
+        "Calibration": f"{frames} frames, up to {calibration.samples} samples, {calibration.candidates} candidates",
+        "Weight scales": f"one per {settings.weights}",
+        "Protocol": "every T-th frame is a keyframe; accuracy is the mean over the positions in the interval",
+        "Wall time": f"{seconds:.0f} s",
+        "Date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }

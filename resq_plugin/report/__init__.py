@@ -1,0 +1,25 @@
+"""Figures, tables and one HTML report of results; figures and HTML need ``pip install 'resq-plugin[report]'``."""
+
+from __future__ import annotations
+
+from resq_plugin.report.extra import MissingExtraError, ReportError
+from resq_plugin.report.figures import Series, accuracy_by_distance, accuracy_over_bops
+from resq_plugin.report.html import ReportFigure, write_report
+from resq_plugin.report.images import policy_maps, predictions
+from resq_plugin.report.machine import describe_machine
+from resq_plugin.report.rows import rich_table, row_label
+
+__all__ = [
+    "MissingExtraError",
+    "ReportError",
+    "ReportFigure",
+    "Series",
+    "accuracy_by_distance",
+    "accuracy_over_bops",
+    "describe_machine",
+    "policy_maps",
+    "predictions",
+    "rich_table",
+    "row_label",
+    "write_report",
+]

@@ -1,0 +1,78 @@
+"""Rows of results as curves: which belong together, what they are called, how they look."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from resq_plugin.report.rows import Row, row_label
+from resq_plugin.report.style import COLOURS, SCHEMES
+
+__all__ = ["FLOAT_LOOK", "curve_label", "group_curves", "looks_of", "varies"]
+
+FLOAT_LOOK: dict[str, Any] = {"color": COLOURS["float"], "linestyle": (0, (6, 3)), "linewidth": 1.2}
+
+_MARKERS = ("o", "s", "D", "^", "v", "h", "<", ">")
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
+
+
+def group_curves(rows: Sequence[Row]) -> list[list[Row]]:
+    """Group rows into curves of rising cost, ordered by scheme; float is none.
+
+    Rows of one scheme, precision, reference, weights and threshold that differ in T make a curve; what is left over
+    makes one over thresholds.
+    """
+    rows = [row for row in rows if row["scheme"] != "float"]
+    by_threshold = _group(rows, ("scheme", "precision", "reference", "weights", "threshold"))
+    curves = [group for group in by_threshold if len(group) > 1]
+    single = [group[0] for group in by_threshold if len(group) == 1]
+    curves += _group(single, ("scheme", "precision", "reference", "weights", "interval"))
+    # In the order of the rows: the first of a scheme gets its plainest marker.
+    order = {id(row): index for index, row in enumerate(rows)}
+    curves.sort(key=lambda curve: (SCHEMES.index(curve[0]["scheme"]), order[id(curve[0])]))
+    return [sorted(curve, key=lambda row: float(row["gbops_per_frame"])) for curve in curves]
+
+
+def _group(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return list(groups.values())
+
+
+def varies(curve: Sequence[Row], key: str) -> bool:
+    """Whether the rows of a curve differ in a key."""
+    return len({row.get(key) for row in curve}) > 1
+
+
+def curve_label(curve: Sequence[Row]) -> str:
+    """Name of a curve in a legend: all that its rows have in common."""
+    over_thresholds = varies(curve, "threshold")
+    label = row_label(curve[0], interval=not varies(curve, "interval"), threshold=not over_thresholds)
+    if over_thresholds:
+        values = [row["threshold"] for row in curve]
+        label += f", τ={min(values):g}…{max(values):g}"
+    return label
+
+
+def looks_of(curves: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Return the options of matplotlib's ``plot`` for curves, each given by its scheme and its number of points.
+
+    The colour is the scheme's; marker and dashes tell curves of one scheme apart.
+    """
+    markers = {scheme: itertools.cycle(_MARKERS) for scheme in SCHEMES}
+    dashes = {scheme: itertools.cycle(_DASHES) for scheme in SCHEMES}
+    looks: list[dict[str, Any]] = []
+    for scheme, points in curves:
+        if scheme == "float":
+            looks.append(dict(FLOAT_LOOK))
+            continue
+        line = next(dashes[scheme]) if points > 1 else "none"
+        look = {"color": COLOURS[scheme], "marker": next(markers[scheme]), "linestyle": line}
+        if scheme == "frame":  # large and hollow, so that points on top of each other are all seen
+            look |= {"markerfacecolor": "none", "markersize": 8, "markeredgewidth": 1.5}
+        else:
+            look |= {"markeredgecolor": "white", "markeredgewidth": 0.8}
+        looks.append(look)
+    return looks

@@ -1,0 +1,34 @@
+"""The packages of the extra ``report``, loaded when they are first needed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from resq_plugin.errors import ResQError
+
+__all__ = ["MissingExtraError", "ReportError", "need"]
+
+
+class MissingExtraError(ResQError, ImportError):
+    """A package of an extra is not installed."""
+
+
+class ReportError(ResQError, ValueError):
+    """A figure or report cannot be made of these values, or not be written there."""
+
+
+def need(module: str) -> Any:
+    """Import a module of the extra ``report``.
+
+    Raises:
+        MissingExtraError: its package is not installed; the message names the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.split(".", maxsplit=1)[0]
+        if error.name is None or error.name.split(".", maxsplit=1)[0] != package:
+            raise  # the package is there and broken: its own message tells more
+        msg = f"{package} is not installed; write: pip install 'resq-plugin[report]'"
+        raise MissingExtraError(msg) from error

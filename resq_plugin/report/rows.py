@@ -1,0 +1,110 @@
+"""Rows of results: what every figure, table and report is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from resq_plugin.errors import nearest
+from resq_plugin.report.extra import ReportError
+from resq_plugin.report.style import NAMES, SCHEMES
+
+__all__ = ["KEYS", "Row", "check_rows", "rich_table", "row_label", "table_of"]
+
+Row = Mapping[str, Any]
+"""One result with `KEYS`, and optionally ``threshold``, ``reference``, ``weights``, ``by_distance``."""
+
+KEYS = ("scheme", "precision", "interval", "accuracy", "metric", "agreement", "gbops_per_frame", "relative_bops")
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Raise unless every row has the keys and a known scheme.
+
+    Raises:
+        ReportError: there is no row, or one lacks a key or has an unknown scheme.
+    """
+    if not rows:
+        msg = f"there are no rows to report; pass dicts with {', '.join(KEYS)}."
+        raise ReportError(msg)
+    for index, row in enumerate(rows):
+        missing = [key for key in KEYS if key not in row]
+        if missing:
+            msg = f"row {index} has no {', '.join(missing)}; every row needs {', '.join(KEYS)}."
+            raise ReportError(msg)
+        if row["scheme"] not in SCHEMES:
+            hint = nearest(str(row["scheme"]), SCHEMES)
+            msg = f"row {index} has scheme={row['scheme']!r}; write one of {', '.join(map(repr, SCHEMES))}.{hint}"
+            raise ReportError(msg)
+
+
+def row_label(row: Row, *, interval: bool = True, threshold: bool = True) -> str:
+    """Return a name of a row for a legend, with T and τ unless they are left out.
+
+    >>> row_label({"scheme": "dynamic", "precision": "W8A8->W4A{0,4,8}", "interval": 3, "threshold": 0.1})
+    'Dynamic-ResQ W8A8→W4A{0,4,8}, τ=0.1, T=3'
+    >>> row_label({"scheme": "float", "precision": "float", "interval": 1})
+    'Float'
+    """
+    if row["scheme"] == "float":
+        return NAMES["float"]
+    parts = [f"{NAMES[row['scheme']]} {_precision(row)}"]
+    if threshold and row.get("threshold") is not None:
+        parts.append(f"τ={row['threshold']:g}")
+    if interval and row["interval"] > 1:
+        parts.append(f"T={row['interval']}")
+    return ", ".join(parts)
+
+
+def _precision(row: Row) -> str:
+    return str(row["precision"]).replace("->", "→")
+
+
+def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the headings of a table and the cells of every row, as text; shares in percent.
+
+    Where no row has a threshold there is no τ, and where agreement is the only metric it is not shown twice.
+
+    >>> row = dict(scheme="resq", precision="W8A8->W4A4", interval=3, accuracy=91.26, metric="mIoU", agreement=98.4,
+    ...     gbops_per_frame=4.8, relative_bops=0.5)
+    >>> headings, table = table_of([row])
+    >>> headings
+    ('Scheme', 'Precision', 'T', 'mIoU', 'Agreement', 'GBOPs', 'BOPs %')
+    >>> table
+    [('ResQ', 'W8A8→W4A4', '3', '91.3', '98.4', '4.80', '50.0')]
+    """
+    metrics = sorted({str(row["metric"]) for row in rows})
+    columns: dict[str, Callable[[Row], str]] = {
+        "Scheme": lambda row: NAMES[row["scheme"]].removesuffix(" quantization"),
+        "Precision": _precision,
+        "τ": lambda row: "" if row.get("threshold") is None else f"{row['threshold']:g}",
+        "T": lambda row: str(row["interval"]),
+        "/".join(metrics): lambda row: f"{row['accuracy']:.1f}",
+        "Agreement": lambda row: f"{row['agreement']:.1f}",
+        "GBOPs": lambda row: f"{row['gbops_per_frame']:.{2 if row['gbops_per_frame'] < 100 else 0}f}",
+        "BOPs %": lambda row: f"{100 * row['relative_bops']:.1f}",
+    }
+    columns.pop("agreement", None)
+    if all(row.get("threshold") is None for row in rows):
+        del columns["τ"]
+    return tuple(columns), [tuple(cell(row) for cell in columns.values()) for row in rows]
+
+
+def rich_table(rows: Sequence[Row], title: str | None = None) -> Table:
+    """Return the rows as a table for the terminal, one section per scheme.
+
+    Raises:
+        ReportError: a row is incomplete.
+    """
+    check_rows(rows)
+    caption = "GBOPs per frame; BOPs % of those of frame quantization at W8A8;\nagreement with the float model in %"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    headings, lines = table_of(rows)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=True)
+    for index, (row, line) in enumerate(zip(rows, lines, strict=True), start=1):
+        is_last = index == len(rows) or rows[index]["scheme"] != row["scheme"]
+        table.add_row(*line, end_section=is_last)
+    return table

@@ -1,0 +1,35 @@
+"""Settings for all tests; `RESQ_TEST_DEVICE=cuda` runs the core's tests on a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from helpers import ZOO, video
+from hypothesis import settings
+from torch import Tensor
+
+settings.register_profile("resq", deadline=None, max_examples=60, derandomize=True, database=None)
+settings.load_profile("resq")
+
+if "RESQ_TEST_DEVICE" in os.environ:
+    torch.set_default_device(os.environ["RESQ_TEST_DEVICE"])
+
+
+@pytest.fixture(params=list(ZOO))
+def zoo(request: pytest.FixtureRequest) -> str:
+    """Name of a small net that is typical of model zoos."""
+    return request.param
+
+
+@pytest.fixture(params=["float", "quantized", "running"])
+def reference(request: pytest.FixtureRequest) -> str:
+    """What residuals are differences to."""
+    return request.param
+
+
+@pytest.fixture
+def frames() -> list[Tensor]:
+    """Seven frames (2, 3, 12, 16) of two videos in step: T = 3 gives two whole intervals and one keyframe."""
+    return video(7)
