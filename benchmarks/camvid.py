@@ -4,8 +4,8 @@ Ranges are calibrated on clips of 3 consecutive frames of camvid/calib, the same
 camvid/val by the paper's protocol: every frame at every position t <= T, averaged over positions. One run with T = 8
 gives all smaller T, whose positions are its first ones.
 
-    uv run python benchmarks/camvid.py                  # everything, about an hour on 2 cores; resumes where it stopped
-    uv run python benchmarks/camvid.py --quick          # tensor weights, float reference, T = 3
+    uv run python benchmarks/camvid.py            # everything, about an hour on 2 cores; resumes where it stopped
+    uv run python benchmarks/camvid.py --quick    # tensor weights, float reference, T = 3
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Bench:
             predictions = [segment(self.model(frame)) for frame in self.frames]
         self.targets = {"miou": [self.labels], "agreement": [predictions]}
         self.metrics = {"miou": lambda: MeanIoU(CLASSES), "agreement": Agreement}
-        self.reference_gbops = measure_cost(self.model, SHAPE, ResQConfig.parse("W8A8")).bops_per_frame / 1e9
+        self.base_gbops = measure_cost(self.model, SHAPE, ResQConfig.parse("W8A8")).bops_per_frame / 1e9
 
     def done(self, **key: Any) -> bool:
         """Whether a row with these settings exists."""
@@ -66,9 +66,8 @@ class Bench:
 
     def measure(self, interval: int) -> Evaluation:
         """Evaluate the converted model at every position."""
-        return evaluate(
-            self.model, [self.frames], self.targets, self.metrics, predict=segment, interval=interval, every_position=True
-        )
+        data = [self.frames], self.targets, self.metrics
+        return evaluate(self.model, *data, predict=segment, interval=interval, every_position=True)
 
     def add(self, scheme: str, config: ResQConfig, result: Evaluation, interval: int, threshold: float | None) -> None:
         """Add the row of one interval and write the file."""
@@ -88,7 +87,7 @@ class Bench:
                 "metric": "mIoU",
                 "agreement": round(result.mean("agreement"), 2),
                 "gbops_per_frame": round(gbops, 2),
-                "relative_bops": round(gbops / self.reference_gbops, 4),
+                "relative_bops": round(gbops / self.base_gbops, 4),
                 "accuracy_by_distance": [round(value, 2) for value in result.by_distance["miou"]],
                 "agreement_by_distance": [round(value, 2) for value in result.by_distance["agreement"]],
                 "state_megabytes": round(cost.state_bytes / 1e6, 1) if interval > 1 else 0,
@@ -102,9 +101,10 @@ class Bench:
         for prediction, label in zip(self.targets["agreement"][0], self.labels, strict=True):
             metric.update(prediction, label)
         gbops = measure_cost(self.model, SHAPE).bops_per_frame / 1e9
-        row = {"scheme": "float", "precision": "W32A32", "weights": "", "reference": "", "interval": 1, "threshold": None}
-        row |= {"accuracy": round(metric.compute(), 2), "metric": "mIoU", "agreement": 100.0, "gbops_per_frame": round(gbops, 2)}
-        row |= {"relative_bops": round(gbops / self.reference_gbops, 4), "state_megabytes": 0}
+        row = {"scheme": "float", "precision": "W32A32", "weights": "", "reference": "", "interval": 1}
+        row |= {"threshold": None, "accuracy": round(metric.compute(), 2), "metric": "mIoU", "agreement": 100.0}
+        row |= {"gbops_per_frame": round(gbops, 2), "relative_bops": round(gbops / self.base_gbops, 4)}
+        row |= {"state_megabytes": 0}
         self.rows.append(row)
 
     def run(self, setting: Setting, intervals: tuple[int, ...]) -> None:
@@ -116,7 +116,7 @@ class Bench:
         state = None
         for threshold in thresholds:
             chosen = intervals if threshold in (None, SWEPT_THRESHOLD) else tuple(set(intervals) & {3})
-            key = dict(precision=precision, weights=weights, reference=reference, threshold=threshold)
+            key = {"precision": precision, "weights": weights, "reference": reference, "threshold": threshold}
             if all(self.done(interval=interval, **key) for interval in chosen):
                 continue
             policy = {} if threshold is None else {"policy": {"threshold": threshold}}

@@ -44,7 +44,8 @@ def by_distance(rows: list[Row], folder: Path) -> None:
     for reference in ("float", "quantized", "running"):
         for row in select(rows, precision="W8A8->W4A4", weights="tensor", reference=reference, interval=8):
             series.append(Series(f"ResQ W8A8->W4A4, {reference} reference", "resq", row["accuracy_by_distance"]))
-    for row in select(rows, precision="W8A8->W4A{0,4,8}", weights="tensor", reference="float", interval=8, threshold=0.1):
+    key = {"precision": "W8A8->W4A{0,4,8}", "weights": "tensor", "reference": "float"}
+    for row in select(rows, **key, interval=8, threshold=0.1):
         series.append(Series("Dynamic-ResQ W8A8->W4A{0,4,8}, τ=0.1", "dynamic", row["accuracy_by_distance"]))
     for row in select(rows, precision="W4A8", weights="tensor"):
         series.append(Series("Frame W4A8", "frame", [row["accuracy"]] * 8))
@@ -76,11 +77,11 @@ def references(rows: list[Row]) -> str:
     for row in rows:
         if row["scheme"] in ("resq", "dynamic") and row["reference"] == "float" and row["interval"] == 3:
             key = {name: row[name] for name in ("precision", "weights", "threshold", "interval")}
+            numbers = ("accuracy", "agreement", "gbops_per_frame")
             cells = []
             for reference in ("float", "quantized", "running"):
                 found = select(rows, reference=reference, **key)
-                text = f"{found[0]['accuracy']:.1f} / {found[0]['agreement']:.1f} / {found[0]['gbops_per_frame']:.1f}"
-                cells.append(text if found else "–") if found else cells.append("–")
+                cells.append(" / ".join(f"{found[0][number]:.1f}" for number in numbers) if found else "–")
             lines.append(f"| {row['precision']} | {row['weights']} | {row['threshold'] or ''} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

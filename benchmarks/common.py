@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from resq_mmengine.zoo import FrameModel, build_model
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,10 +44,8 @@ def require(path: Path) -> Path:
 
 def machine() -> dict[str, Any]:
     """Facts that a measured number belongs to."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
+    listed = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in listed if "model name" in line), platform.processor())
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -66,8 +65,6 @@ def write(path: Path, values: dict[str, Any]) -> None:
 
 def ddrnet(checkpoint: Path | None = None, classes: int = CLASSES) -> torch.nn.Module:
     """DDRNet-23-slim of MMSegmentation as a network from frame to logits, with trained weights if given."""
-    from resq_mmengine.zoo import FrameModel, build_model
-
     logging.getLogger("resq_plugin").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

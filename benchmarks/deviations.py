@@ -1,6 +1,6 @@
 """What each choice beside the paper's does: one setting changed at a time, on CamVid val, T = 3.
 
-    uv run python benchmarks/deviations.py       # about ten minutes on 2 cores
+uv run python benchmarks/deviations.py       # about ten minutes on 2 cores
 """
 
 from __future__ import annotations

@@ -105,15 +105,16 @@ def _device(model: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in model.parameters()), None)
 
 
-def _samples_per_clip(clips: Sequence[Clip], config: ResQConfig) -> int:
-    return max(length_hint(clips[0], 1) - (config.residual is not None), 1)
+def _samples_per_clip(clips: Sequence[Clip]) -> int:
+    """Residual samples of a clip. Frame quantization counts alike, so that it gets the same keyframe samples as ResQ."""
+    return max(length_hint(clips[0], 1) - 1, 1)
 
 
 def _expected_frames(clips: Iterable[Clip], config: ResQConfig) -> int:
     """How many samples of each kind there will be, as far as the clips tell."""
     samples = config.calibration.samples
     if isinstance(clips, Sequence) and clips:
-        samples = min(samples, len(clips) * _samples_per_clip(clips, config))
+        samples = min(samples, len(clips) * _samples_per_clip(clips))
     return samples
 
 
@@ -121,7 +122,7 @@ def _select(clips: Iterable[Clip], config: ResQConfig, progress: bool) -> Iterat
     """Yield checked clips as lists of frames (N, C, H, W); of more than needed, evenly chosen ones come first."""
     numbered: Iterable[tuple[int, Clip]] = enumerate(clips)
     if isinstance(clips, Sequence) and clips:
-        wanted = min(len(clips), -(-config.calibration.samples // _samples_per_clip(clips, config)))
+        wanted = min(len(clips), -(-config.calibration.samples // _samples_per_clip(clips)))
         first = [(index * len(clips)) // wanted for index in range(wanted)]
         rest = sorted(set(range(len(clips))) - set(first))
         numbered = ((index, clips[index]) for index in itertools.chain(first, rest))

@@ -146,6 +146,6 @@ def float_state_dict(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules(remove_duplicate=False):
         own = set(STATE_KEYS)
         if isinstance(module, ResidualLayer):
-            own |= module.state_dict().keys() - {"weight", "bias"}
+            own |= {key for key in module.state_dict() if key.split(".")[0] in module.own_state}
         extra |= {f"{name}.{key}".lstrip(".") for key in own}
     return {key: value for key, value in model.state_dict().items() if key not in extra}

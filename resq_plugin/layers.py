@@ -66,6 +66,8 @@ class ResidualLayer(nn.Module):
     """
 
     settings: LayerSettings
+    own_state: tuple[str, ...] = ("keyframe_quantizer", "residual_quantizers", "activation_norm")
+    """What conversion adds to the layer's state dict: first parts of keys."""
     channel_dim: int
     """Dimension of the input channels of ``x``: 1 in (N, C, H, W), -1 in (N, *, C)."""
     _folded: list[Any]

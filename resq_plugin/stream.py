@@ -78,7 +78,7 @@ class StreamState:
         if found != expected:
             msg = (
                 f"layer {name} got {_describe(found)} but its keyframe was {_describe(expected)}. Call "
-                "video.start_interval() before such a frame, or configure on_change='keyframe'."
+                "video.start_interval() before such a frame."
             )
             raise StreamError(msg)
         return self._residual(layer, name, cache, x, options)

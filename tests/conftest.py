@@ -1,20 +1,14 @@
-"""Settings for all tests; `RESQ_TEST_DEVICE=cuda` runs the core's tests on a GPU."""
+"""Settings for all tests, and what the tests of the core share."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
-import torch
 from helpers import ZOO, video
 from hypothesis import settings
 from torch import Tensor
 
 settings.register_profile("resq", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("resq")
-
-if "RESQ_TEST_DEVICE" in os.environ:
-    torch.set_default_device(os.environ["RESQ_TEST_DEVICE"])
 
 
 @pytest.fixture(params=list(ZOO))

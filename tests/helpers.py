@@ -50,8 +50,7 @@ def step_of(z: Tensor, bits: int = 16) -> float:
 
 def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """Build a net with fixed weights and batch norms that do something, in eval mode."""
-    device = torch.get_default_device()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = build()
         for module in net.modules():
@@ -62,15 +61,14 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
                 if module.affine:
                     nn.init.uniform_(module.weight, 0.5, 1.5)
                     nn.init.uniform_(module.bias, -0.4, 0.4)
-    return net.eval().to(device)
+    return net.eval()
 
 
 def video(frames: int = 5, shape: Sequence[int] = (2, 3, 12, 16), seed: int = 0, motion: float = 0.15) -> list[Tensor]:
     """Frames (N, C, H, W) that resemble their predecessors."""
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    noise = torch.randn((frames, *shape), generator=generator, device="cpu")
+    noise = torch.randn((frames, *shape), generator=torch.Generator().manual_seed(seed))
     noise[1:] *= motion
-    return list(noise.cumsum(0).to(torch.get_default_device()))
+    return list(noise.cumsum(0))
 
 
 class Plain(nn.Sequential):

@@ -501,7 +501,7 @@ def numbered(*lengths: int) -> Clips:
     [
         pytest.param("W8A8->W4A4", [2] * 8, [1, 2, 201, 202, 401, 402, 601, 602], id="every other clip"),
         pytest.param("W8A8->W4A4", [3] * 8, [1, 2, 3, 401, 402, 403], id="every fourth clip"),
-        pytest.param("W8A8", [2] * 8, [1, 2, 401, 402], id="frame quantization"),
+        pytest.param("W8A8", [2] * 8, [1, 2, 201, 202], id="frame quantization, the keyframe samples of ResQ"),
         pytest.param("W8A8", [1] * 8, [1, 201, 401, 601], id="frame quantization, single frames"),
         pytest.param("W8A8->W4A4", [2, 2], [1, 2, 101, 102], id="all there are"),
         pytest.param("W8A8->W4A4", [50], [1, 2, 3, 4, 5], id="no more of a long clip"),
@@ -513,6 +513,15 @@ def test_clips_are_chosen_evenly_and_no_more_than_needed(
     precision: str, lengths: list[int], expected: list[int]
 ) -> None:
     assert frames_run(numbered(*lengths), precision) == expected
+
+
+@pytest.mark.parametrize("count", [2, 8], ids=["all clips", "more clips than needed"])
+def test_frame_quantization_and_resq_get_the_same_keyframe_ranges(count: int) -> None:
+    """A fair comparison (§5.1): the same calibration samples for both."""
+    clips, settings = clips_of(count, 2), {"calibration": {"samples": 4, "recheck": 0}}
+    frame, resq = (calibrated(clips, precision=precision, **settings) for precision in ("W8A8", "W8A8->W4A4"))
+    for name, layer in residual_layers(frame).items():
+        assert torch.equal(layer.keyframe_quantizer.scale, residual_layers(resq)[name].keyframe_quantizer.scale)
 
 
 def test_an_endless_iterator_is_read_only_as_far_as_needed() -> None:

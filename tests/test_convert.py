@@ -273,6 +273,33 @@ def test_unsupported_layers_stay_float_and_are_listed(frames: list[Tensor], capl
     assert len(play(model, frames)) == len(frames)
 
 
+def test_parametrized_layers_are_unsupported() -> None:
+    model = seeded(Plain)
+    nn.utils.parametrizations.weight_norm(model[3])
+    assert summarize(convert(model, "W8A8->W4A4")).unsupported == ("3 (ParametrizedConv2d)",)
+
+
+def test_pruned_layers_keep_their_own_state(frames: list[Tensor]) -> None:
+    """GIVEN a layer whose weight is made of a mask and an original, THEN both survive conversion, loading and back."""
+    from torch.nn.utils import prune
+
+    def pruned(seed: int = 0) -> nn.Module:
+        net = seeded(Plain, seed)
+        prune.l1_unstructured(net[3], "weight", amount=0.5)
+        return net
+
+    net = pruned()
+    keys = list(net.state_dict())
+    model = fit(convert(net, "W8A8->W4A4"), frames)
+    assert list(float_state_dict(model)) == keys
+    with torch.no_grad():
+        assert float((model[3].weight_of("keyframe") == 0).float().mean()) >= 0.5
+    other = pruned(seed=1)
+    model.load_state_dict(other.state_dict(), strict=True)
+    assert torch.equal(model[3].weight_orig, other[3].weight_orig)
+    other.load_state_dict(float_state_dict(model), strict=True)
+
+
 def test_excluded_layers_are_not_called_unsupported() -> None:
     summary = summarize(
         convert(seeded(Exotic), ResQConfig.parse("W8A8->W4A4", exclude=("own", "attention*", "memory")))

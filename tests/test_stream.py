@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import Plain, Pyramid, Residual, assert_equal, build, fit, play, seeded, video
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from resq_plugin import ResQConfig, convert, stream
 from resq_plugin.errors import CalibrationError, ConfigError, FrameError, StreamError
@@ -387,6 +388,18 @@ def test_after_a_failed_keyframe_the_next_frame_is_one(reference: str, frames: l
     assert_equal(found, play(model, frames[3:]))
 
 
+def test_after_a_failed_frame_of_another_shape_the_next_is_a_keyframe(reference: str, frames: list[Tensor]) -> None:
+    """WHEN the frame that would have started an interval early fails, THEN the caches it cleared are not missed."""
+    model = build(Fragile, reference=reference, interval=10, on_change="keyframe")
+    with torch.no_grad(), stream(model) as player:
+        player(frames[0])
+        model.error = RuntimeError("out of memory")
+        with pytest.raises(RuntimeError, match="out of memory"):
+            player(frames[1][..., :8])
+        found = [player(frame) for frame in frames[2:]]
+    assert_equal(found, play(model, frames[2:]))
+
+
 def test_after_an_exception_the_model_is_frame_by_frame_again(frames: list[Tensor]) -> None:
     model = build(Fragile)
     expected = single(model, frames[1])
@@ -479,6 +492,19 @@ def test_more_calls_than_at_the_keyframe_are_an_error(frames: list[Tensor]) -> N
         player(frames[3])
         player(frames[4])
         assert player.position == 1
+
+
+def test_calls_of_an_earlier_interval_do_not_count(frames: list[Tensor]) -> None:
+    model = build(Twice, interval=2)
+    model.calls = 2
+    with torch.no_grad(), stream(model) as player:
+        player(frames[0])
+        player(frames[1])
+        model.calls = 1
+        player(frames[2])
+        model.calls = 2
+        with pytest.raises(StreamError, match=r"called 1 time\(s\) at the keyframe and more often now"):
+            player(frames[3])
 
 
 def test_fewer_calls_than_at_the_keyframe_are_fine(frames: list[Tensor]) -> None:
@@ -633,6 +659,25 @@ def test_scales_can_be_learned(frames: list[Tensor]) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_averaged_models_follow_training_during_an_open_stream(frames: list[Tensor]) -> None:
+    """EMA copies the model, and its updates are seen by the copy's quantized weights."""
+    model = build("residual", frames=frames).train()
+    with stream(model) as player:
+        player(frames[0])
+        average = AveragedModel(model, use_buffers=True)
+        player(frames[1]).sum().backward()
+    average.update_parameters(model)
+    before = play(average.module.eval(), frames)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+    average.update_parameters(model)
+    found = play(average.module.eval(), frames)
+    average.module.load_state_dict(average.module.state_dict())  # forgets what was quantized
+    assert_equal(found, play(average.module, frames))
+    assert not torch.equal(found[0], before[0])
 
 
 def test_uncalibrated_training_is_refused(frames: list[Tensor]) -> None:

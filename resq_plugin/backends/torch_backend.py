@@ -174,9 +174,9 @@ class TorchResidualLayer(ResidualLayer):
         error_msgs: list[str],
     ) -> None:
         self._weights.clear()
-        own = [key for key in self.state_dict(keep_vars=True) if key not in ("weight", "bias")]
+        own = {key: value for key, value in self.state_dict().items() if key.split(".")[0] in self.own_state}
         if not any(prefix + key in state_dict for key in own):  # a float checkpoint
-            state_dict.update({prefix + key: self.state_dict()[key] for key in own})
+            state_dict.update({prefix + key: value for key, value in own.items()})
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -53,6 +53,7 @@ def demo_command(
     """
     settings = settings or DemoSettings()
     begin = time.perf_counter()
+    data = _data(video, settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -63,7 +64,6 @@ def demo_command(
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     with _idle_threads():
-        data = _data(video, settings)
         settings = settings.fitted(min(map(len, data.videos)))
         say(f"ResQ on {data.name}, {data.shape[3]}×{data.shape[2]} pixels")
         result = _run(data, settings, console)
@@ -129,7 +129,9 @@ def _describe(data: DemoData, settings: DemoSettings, seconds: float) -> dict[st
     return {
         "Videos": data.name,
         "Frame": f"{data.shape[3]}×{data.shape[2]} pixels",
-        "Truth": "labels of the scenes" if data.labels is not None else "predictions of the float model",
+        "Truth": "labels of the scenes"
+        if data.labels is not None
+        else "predictions of the float model, whatever it makes of this video",
         "Calibration": f"{frames} frames, up to {calibration.samples} samples, {calibration.candidates} candidates",
         "Weight scales": f"one per {settings.weights}",
         "Protocol": "every T-th frame is a keyframe; accuracy is the mean over the positions in the interval",

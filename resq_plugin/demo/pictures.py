@@ -59,7 +59,9 @@ def draw_figures(result: DemoResult, out: Path, *, labelled: bool) -> list[Repor
             title=f"Bits that the policy gives each pixel of layer {showcase.layer}",
             distances=chosen,
         )
-        caption = "Still regions are skipped; what moves gets more bits, the more the farther the keyframe is away."
+        caption = (
+            "Where bits are spent: the policy is to skip what stands still, and to spend more on what has changed."
+        )
         figures.append(ReportFigure(path, "Decisions of the policy", caption))
     wanted = [name for name in showcase.predictions if name.startswith(("ResQ", "Dynamic")) or name == "Frame\nW4A4"]
     columns = (["Float"] if labelled else []) + wanted
@@ -73,11 +75,12 @@ def draw_figures(result: DemoResult, out: Path, *, labelled: bool) -> list[Repor
         row_names=[f"Δt = {index}" for index in shown],
         classes=CLASSES,
         reference="ground truth" if labelled else "float model",
+        verdict="right" if labelled else "equal",
     )
     target = "the truth" if labelled else "the float model"
-    caption = (
-        f"Pixels labelled otherwise than by {target} stand out in the colour of the wrong class; the rest is faded."
-    )
+    caption = f"Pixels labelled otherwise than by {target} stand out in the colour of the wrong class."
+    if not labelled:
+        caption += " The net knows only the shapes of the embedded scenes: look at what changes, not at what it sees."
     figures.append(ReportFigure(path, "Predictions", caption))
     return figures
 

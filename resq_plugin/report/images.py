@@ -95,10 +95,11 @@ def predictions(
     row_names: Sequence[str] | None = None,
     classes: Sequence[str] = (),
     reference: str = "labels",
+    verdict: str = "right",
 ) -> Path:
     """Draw the label maps of several schemes side by side, one row per frame (Fig. 8).
 
-    With labels, pixels that are labelled right are faded, and the share of them stands below each map.
+    With labels, pixels that are labelled so are faded, and the share of them stands below each map.
 
     Args:
         frames: (3, H, W), uint8.
@@ -110,6 +111,7 @@ def predictions(
         row_names: of the frames.
         classes: names of the classes for the legend; none without them.
         reference: what the column of labels is called.
+        verdict: what the share of pixels labelled as there is called.
 
     Returns:
         The path.
@@ -146,7 +148,7 @@ def predictions(
                     right = label_map == labels[row].long()
                     faded = (image * _FADED + 255 * (1 - _FADED)).to(torch.uint8)
                     image = torch.where(right.unsqueeze(-1), faded, image)
-                    axes.set_xlabel(f"{_percent(right)} right", fontsize=8, labelpad=2)
+                    axes.set_xlabel(f"{_percent(right)} {verdict}", fontsize=8, labelpad=2)
                 _show(axes, image.permute(2, 0, 1))
                 if row == 0:
                     axes.set_title(name, fontsize=9)
