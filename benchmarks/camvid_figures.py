@@ -34,7 +34,7 @@ def over_bops(rows: list[Row], folder: Path) -> None:
     accuracy_over_bops(
         [row for row in chosen if row["threshold"] in (None, 0.1)],
         folder / "camvid_accuracy_over_bops.png",
-        title="DDRNet-23-slim on CamVid, post-training quantization, tensor weights",
+        title="DDRNet-23-slim on CamVid, PTQ",
     )
 
 

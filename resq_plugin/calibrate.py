@@ -106,7 +106,7 @@ def _device(model: nn.Module) -> torch.device | None:
 
 
 def _samples_per_clip(clips: Sequence[Clip]) -> int:
-    """Residual samples of a clip. Frame quantization counts alike, so that it gets the same keyframe samples as ResQ."""
+    """Residual samples of a clip; frame quantization counts alike, to get the same keyframe samples as ResQ."""
     return max(length_hint(clips[0], 1) - 1, 1)
 
 

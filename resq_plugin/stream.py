@@ -21,6 +21,9 @@ __all__ = ["Stream", "StreamState", "stream"]
 
 logger = logging.getLogger(__name__)
 
+FARTHEST = 256
+"""Distance from the keyframe up to which choices are counted apart, so that an endless interval needs no memory."""
+
 
 @dataclass
 class LayerCache:
@@ -115,7 +118,7 @@ class StreamState:
         residual = layer.settings.residual
         pool = residual.pool if residual is not None else ()
         counts = torch.bincount(choice.flatten(), minlength=len(pool))
-        key = self.position, name
+        key = min(self.position, FARTHEST), name
         self.counts[key] = self.counts[key] + counts if key in self.counts else counts
         if self.choices is not None:
             bits = torch.tensor(pool, dtype=torch.uint8, device=choice.device)
@@ -272,7 +275,7 @@ class Stream:
         """Share of pixels that each bit width of a dynamic pool got, per layer, over the residual frames so far.
 
         Args:
-            distance: count only frames that far from their keyframe.
+            distance: count only frames that far from their keyframe; 256 stands for all that are farther, too.
         """
         totals: dict[str, Tensor] = {}
         for (position, name), counts in self._state.counts.items():

@@ -104,6 +104,18 @@ def test_a_cut_makes_the_output_independent_of_the_past(reference: str) -> None:
     assert_equal(play(model, [*first, *second])[3:], play(model, second))
 
 
+def test_the_keyframe_that_frames_are_compared_with_is_a_copy() -> None:
+    """A camera that reuses its buffer must not make every frame look like the keyframe."""
+    model = build("plain", interval=100, schedule={**SCENE, "threshold": 0.5})
+    buffer = torch.empty(2, 3, 12, 16)
+    found = []
+    with torch.no_grad(), stream(model) as player:
+        for frame in scenes((2, 2)):
+            player(buffer.copy_(frame))
+            found.append(player.is_keyframe)
+    assert found == [True, False, True, False]
+
+
 def test_a_cut_in_one_video_of_a_batch() -> None:
     model = build("plain", interval=100, schedule={**SCENE, "threshold": 0.5})
     steady, cut = scenes((6,)), scenes((2, 4))

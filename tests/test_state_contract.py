@@ -17,6 +17,11 @@ from resq_plugin import ResQConfig, convert, dense_execution, float_state_dict, 
 from resq_plugin.errors import StreamError
 
 DYNAMIC = "W8A8->W4A{0,4,8}"
+SCHEMES = pytest.mark.parametrize(
+    ("precision", "reference"),
+    [("W8A8->W4A4", "float"), ("W8A8->W4A4", "quantized"), (DYNAMIC, "float"), (DYNAMIC, "running")],
+    ids=["static-float", "static-quantized", "dynamic-float", "dynamic-running"],
+)
 
 
 def outside(model: nn.Module, frames: list[Tensor]) -> list[Tensor]:
@@ -131,7 +136,7 @@ def test_clip_mode_equals_step_mode(zoo: str, reference: str, frames: list[Tenso
     assert_equal(list(clip.unbind(1)), play(model, frames))
 
 
-@pytest.mark.parametrize("precision", ["W8A8->W4A4", DYNAMIC])
+@SCHEMES
 def test_interleaved_streams_equal_streams_run_apart(
     zoo: str, reference: str, precision: str, frames: list[Tensor]
 ) -> None:
@@ -143,7 +148,7 @@ def test_interleaved_streams_equal_streams_run_apart(
     assert_equal([y for _, y in pairs], play(model, b, interval=2))
 
 
-@pytest.mark.parametrize("precision", ["W8A8->W4A4", DYNAMIC])
+@SCHEMES
 def test_permuting_the_batch_permutes_the_outputs(zoo: str, reference: str, precision: str) -> None:
     frames = video(4, shape=(3, 3, 12, 16))
     order = torch.tensor([2, 0, 1])
@@ -151,7 +156,7 @@ def test_permuting_the_batch_permutes_the_outputs(zoo: str, reference: str, prec
     assert_equal(play(model, [frame[order] for frame in frames]), [z[order] for z in play(model, frames)])
 
 
-@pytest.mark.parametrize("precision", ["W8A8->W4A4", DYNAMIC])
+@SCHEMES
 def test_gradient_modes_compute_the_same(zoo: str, reference: str, precision: str, frames: list[Tensor]) -> None:
     model = build(zoo, precision, reference=reference, interval=3)
     results = []
@@ -167,7 +172,7 @@ def test_gradient_modes_compute_the_same(zoo: str, reference: str, precision: st
     [(torch.float64, 8, 0.1), (torch.float16, 4, 1.0), (torch.bfloat16, 4, 2.0)],
     ids=["float64", "float16", "bfloat16"],
 )
-@pytest.mark.parametrize("precision", ["W8A8->W4A4", DYNAMIC])
+@SCHEMES
 def test_other_dtypes_follow_model_to(
     zoo: str, reference: str, precision: str, dtype: torch.dtype, bits: int, steps: float, frames: list[Tensor]
 ) -> None:
@@ -244,7 +249,7 @@ def test_the_user_may_overwrite_the_outputs(reference: str, frames: list[Tensor]
 # --- moving, copying, saving ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["W8A8->W4A4", DYNAMIC])
+@SCHEMES
 def test_a_stream_moves_to_a_copy_of_the_model(zoo: str, reference: str, precision: str, frames: list[Tensor]) -> None:
     model = build(zoo, precision, reference=reference, interval=5)
     expected = play(model, frames)

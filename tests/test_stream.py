@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -695,3 +696,22 @@ def assert_states_equal(found: dict[str, Any], expected: dict[str, Any]) -> None
     for key, (x, z) in expected["caches"].items():
         assert torch.equal(found["caches"][key][0], x)
         assert torch.equal(found["caches"][key][1], z)
+
+
+def test_an_endless_interval_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GIVEN an interval without end, THEN choices far from the keyframe are counted together."""
+    monkeypatch.setattr(sys.modules["resq_plugin.stream"], "FARTHEST", 3)
+    model = build("plain", "W8A8->W4A{0,4,8}", interval=10**9)
+    with torch.no_grad(), stream(model) as player:
+        for frame in video(4):
+            player(frame)
+        size = len(player._state.counts)
+        for frame in video(9):
+            player(frame)
+        assert len(player._state.counts) == size
+        pixels = {
+            name: int(counts.sum()) for (position, name), counts in player._state.counts.items() if position == 3
+        }
+        near = {name: int(counts.sum()) for (position, name), counts in player._state.counts.items() if position == 1}
+        assert pixels == {name: 10 * count for name, count in near.items()}
+        assert player.bit_shares(4) == {}
