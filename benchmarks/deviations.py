@@ -1,10 +1,12 @@
 """What each choice beside the paper's does: one setting changed at a time, on CamVid val, T = 3.
 
-uv run python benchmarks/deviations.py       # about ten minutes on 2 cores
+uv run python benchmarks/deviations.py                       # about ten minutes on 2 cores
+uv run python benchmarks/deviations.py --only "first layer"  # some of it; the results of the others stay
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from rich.table import Table
 from resq_plugin import ResQConfig, calibrate, convert, measure_cost, revert
 
 STATIC, DYNAMIC = "W8A8->W4A4", "W8A8->W8A{0,4,8}"
+FIRST = {"backbone.stem.0.conv": "W8A8"}
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("paper", STATIC, {}),
     ("reference=quantized", STATIC, {"reference": "quantized"}),
@@ -24,6 +27,8 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("keyframe_grid=unsigned", STATIC, {"keyframe_grid": "unsigned"}),
     ("frame, paper's grid", "W8A4", {}),
     ("frame, keyframe_grid=unsigned", "W8A4", {"keyframe_grid": "unsigned"}),
+    ("frame, paper's grid, first layer W8A8", "W8A4", {"overrides": FIRST}),
+    ("frame, keyframe_grid=unsigned, first layer W8A8", "W8A4", {"overrides": FIRST, "keyframe_grid": "unsigned"}),
     ("policy literal: normalize=none, τ=0.0003", DYNAMIC, {"policy": {"normalize": "none", "threshold": 0.0003}}),
     ("policy literal: normalize=none, τ=1", DYNAMIC, {"policy": {"normalize": "none", "threshold": 1.0}}),
     ("policy normalize=layer, τ=0.1", DYNAMIC, {}),
@@ -34,13 +39,18 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 def main() -> None:
     """Print and write the table."""
-    args = parser(__doc__, "deviations.json").parse_args()
+    options = parser(__doc__, "deviations.json")
+    options.add_argument("--only", default="", metavar="TEXT", help="run settings whose name holds this")
+    args = options.parse_args()
+    kept = {row["setting"]: row for row in json.loads(args.out.read_text())["rows"]} if args.out.exists() else {}
     args.fresh = True
     torch.set_num_threads(args.threads)
-    console, rows = Console(), []
+    console = Console()
     bench = Bench(args)
     table = Table("setting", "precision", "mIoU", "agreement %", "GBOPs per frame")
     for label, precision, settings in CASES:
+        if args.only not in label:
+            continue
         config = ResQConfig.parse(precision, **settings)
         convert(bench.model, config, example=bench.frames[0])
         calibrate(bench.model, bench.clips)
@@ -49,7 +59,8 @@ def main() -> None:
         cost = measure_cost(bench.model, SHAPE, config, result.bit_shares)
         row = {"setting": label, "precision": precision, "interval": config.interval, "miou": result.mean("miou")}
         row |= {"agreement": result.mean("agreement"), "gbops_per_frame": cost.bops_per_frame / 1e9}
-        rows.append(row)
+        kept[label] = row
+        rows = [kept[name] for name, *_ in CASES if name in kept]
         numbers = f"{row['miou']:.1f}", f"{row['agreement']:.1f}", f"{row['gbops_per_frame']:.1f}"
         table.add_row(label, precision, *numbers)
         write(args.out, {"data": "CamVid val, 36 frames, 480x360, T = 3", "machine": machine(), "rows": rows})

@@ -104,8 +104,15 @@ def inputs_of(net: nn.Module, clips: Clips) -> dict[str, list[list[Tensor]]]:
     return inputs
 
 
+def on_grid(x: Tensor, half: float, b: int, signed: bool) -> Tensor:
+    """Eq. 1 and 6 of a range up to ``half``; the unsigned grid has all its 2^b - 1 steps above zero."""
+    if signed:
+        return eq1(x, 2 * half / (2**b - 1), b)
+    return torch.clamp(torch.round(x * (2**b - 1) / half), 0, 2**b - 1) * half / (2**b - 1)
+
+
 def naive_losses(
-    layer: nn.Conv2d, x: Tensor, bounds: tuple[float, float], bits: tuple[int, int]
+    layer: nn.Conv2d, x: Tensor, bounds: tuple[float, float], bits: tuple[int, int], signed: bool
 ) -> dict[float, float]:
     """Eq. 8 of every candidate, r = 20, on full maps; bits of weight and activation."""
     w = layer.weight.detach()
@@ -113,7 +120,7 @@ def naive_losses(
     target = F.conv2d(x, w, None, layer.stride, layer.padding)
     losses = {}
     for half in candidate_ranges(*bounds, 20):
-        z = F.conv2d(eq1(x, 2 * half / (2 ** bits[1] - 1), bits[1]), w_hat, None, layer.stride, layer.padding)
+        z = F.conv2d(on_grid(x, half, bits[1], signed), w_hat, None, layer.stride, layer.padding)
         losses[half] = float((z - target).double().square().sum())
     return losses
 
@@ -135,16 +142,17 @@ def excess(model: nn.Module, net: nn.Module, clips: Clips, bits: dict[str, tuple
     for name, seen in inputs_of(net, clips).items():
         layer: Any = model.get_submodule(name)
         quantizers, reference = layer.activation_quantizers(), layer.settings.config.reference
-        scale = float(quantizers["keyframe"].scale)
         x = torch.cat([x for clip in seen for x in clip])
-        delta = residuals(seen, reference, lambda x, scale=scale: eq1(x, scale, bits["keyframe"][1]))
+        phi = quantizers["keyframe"].range[1], bits["keyframe"][1], quantizers["keyframe"].signed
+        delta = residuals(seen, reference, lambda x, phi=phi: on_grid(x, *phi))
         to_first = residuals(seen, "float", torch.clone)
         for key, quantizer in quantizers.items():
             if bits[key][1] == 0:
                 continue
             inputs = x if key == "keyframe" else delta
             low, high = (x, x) if key == "keyframe" else (torch.cat([delta, to_first]),) * 2
-            losses = naive_losses(net.get_submodule(name), inputs, (float(low.min()), float(high.max())), bits[key])
+            bounds = float(low.min()), float(high.max())
+            losses = naive_losses(net.get_submodule(name), inputs, bounds, bits[key], quantizer.signed)
             chosen = min(losses, key=lambda half: abs(half - quantizer.range[1]))
             assert chosen == pytest.approx(quantizer.range[1], rel=1e-5)  # one of the candidates it is
             found[f"{name} {key}"] = losses[chosen] / min(losses.values()) - 1
@@ -162,14 +170,19 @@ def excess(model: nn.Module, net: nn.Module, clips: Clips, bits: dict[str, tuple
         ),
     ],
 )
+@pytest.mark.parametrize("grid", ["symmetric", "unsigned"])
 def test_a_large_sample_finds_the_optimum_of_equation_8(
-    precision: str, bits: dict[str, tuple[int, int]], reference: str
+    precision: str, bits: dict[str, tuple[int, int]], grid: str, reference: str
 ) -> None:
     clips = heavy_tailed(2, 3, (1, 3, 16, 24), seed=3)
     net = seeded(Net)
     model = copy.deepcopy(net)
     search = {"positions": 10**5, "recheck": 0, "samples": 6}
-    calibrate(convert(model, ResQConfig.parse(precision, reference=reference, calibration=search)), clips)
+    config = ResQConfig.parse(precision, reference=reference, keyframe_grid=grid, calibration=search)
+    calibrate(convert(model, config), clips)
+    assert [layer.keyframe_quantizer.signed for layer in residual_layers(model).values()][1:] == 2 * [
+        grid != "unsigned"
+    ]
     found = excess(model, net, clips, bits)
     assert len(found) == 3 * sum(activation > 0 for _, activation in bits.values())
     assert set(found.values()) == {0.0}
