@@ -266,6 +266,21 @@ def test_a_stream_moves_to_a_copy_of_the_model(zoo: str, reference: str, precisi
         assert_equal([heir(frame) for frame in frames[3:]], expected[3:])
 
 
+def test_a_state_is_a_copy_both_ways(reference: str, frames: list[Tensor]) -> None:
+    """WHEN a state is overwritten after it was taken or handed over, THEN no stream notices."""
+    model = build("plain", reference=reference, interval=5)
+    expected = play(model, frames[:4])
+    with torch.no_grad(), stream(model) as player, stream(model) as heir:
+        player(frames[0])
+        player(frames[1])
+        state = player.get_state()
+        heir.set_state(state)
+        for tensor in [state["keyframe_input"], *(tensor for pair in state["caches"].values() for tensor in pair)]:
+            tensor.fill_(float("nan"))
+        for one in (player, heir):
+            assert_equal([one(frame) for frame in frames[2:4]], expected[2:])
+
+
 def test_a_state_survives_torch_save(reference: str, frames: list[Tensor]) -> None:
     model = build("unet", reference=reference, interval=5)
     with torch.no_grad(), stream(model) as player:

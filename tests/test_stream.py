@@ -592,6 +592,26 @@ def test_gradients_of_two_frames_by_hand() -> None:
     assert model.weight.grad.item() == pytest.approx(6 + 1)
 
 
+@pytest.mark.parametrize("reference", ["quantized", "running"])
+def test_gradients_flow_through_a_quantized_reference_by_hand(reference: str) -> None:
+    """z = ŵ x̂_k + b + ŵ q(x_t - x̂_k): with one ŵ for both, the keyframe's own rounding error cancels in dz/ds_Φ."""
+    model = convert(nn.Linear(1, 1), ResQConfig.parse("W4A4->W4A4", interval=2, reference=reference)).train()
+    with torch.no_grad():
+        model.weight.fill_(-7.5)  # ŵ = -8
+        model.bias.fill_(0.25)
+    phi, theta = model.keyframe_quantizer, model.residual_quantizers[0]
+    phi.set_range(-15, 15)  # s = 2
+    theta.set_range(-3.75, 3.75)  # s = 0.5
+    with stream(model) as player:
+        player(torch.tensor([[5.2]]))  # x̂_k = 6
+        z = player(torch.tensor([[6.8]]))  # δ = 0.8 -> 1.6 -> 2 -> δ̂ = 1
+    assert z.item() == pytest.approx(-8 * (6 + 1) + 0.25)
+    z.backward()
+    assert phi.scale.grad.item() == pytest.approx(0, abs=1e-5)
+    assert theta.scale.grad.item() == pytest.approx(-8 * (2 - 1.6), rel=1e-5)
+    assert model.weight.grad.item() == pytest.approx(6 + 1)
+
+
 def test_in_evaluation_mode_no_graph_is_kept(reference: str, frames: list[Tensor]) -> None:
     model = build("residual", reference=reference, interval=4)
     with stream(model) as player:
