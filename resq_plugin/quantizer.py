@@ -184,6 +184,9 @@ class UniformQuantizer(nn.Module):
             return
         if not self.is_calibrated:
             msg = f"{self.owner} has no range; call resq_plugin.calibrate(model, clips) before you run the model."
+            scale = float(self.scale.detach())
+            if scale != 0:
+                msg = f"{self.owner} has the scale {scale:.3g}; train the scales with a lower learning rate."
             raise CalibrationError(msg)
         self._checked_version = -1 if version is None else version
 

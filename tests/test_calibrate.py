@@ -318,8 +318,8 @@ def test_activation_norm_by_hand() -> None:
 
 
 def test_activation_norm_of_tokens_by_hand() -> None:
-    """Linear layers: a pixel is a token. Three tokens (3, 4), one (0, 0)."""
-    tokens = torch.tensor([[[3.0, 4.0], [4.0, 3.0]], [[-5.0, 0.0], [0.0, 0.0]]])
+    """Linear layers: a pixel is a token. Of four tokens three have the norm 5."""
+    tokens = torch.tensor([[[3.0, 4.0], [4.0, 3.0], [-5.0, 0.0], [0.0, 0.0]]])
     model = calibrated([[tokens]], lambda: nn.Linear(2, 3), precision="W8A8")
     assert float(model.activation_norm) == pytest.approx((75 / 4) ** 0.5)
 
@@ -373,8 +373,24 @@ def test_the_range_of_a_reused_layer_covers_all_its_uses() -> None:
 
     clips = clips_of(2)
     largest = max(float(frame.abs().max()) for clip in clips for frame in clip)
+    change = max(float((frame - clip[0]).abs().max()) for clip in clips for frame in clip)
     model = calibrated(clips, Twice, precision="W16A16->W16A16")
     assert model.conv.keyframe_quantizer.range[1] == pytest.approx(100 * largest, rel=1e-5)
+    assert model.conv.residual_quantizers[0].range[1] == pytest.approx(100 * change, rel=1e-5)
+
+
+def test_a_network_that_overwrites_what_a_layer_has_read_is_no_matter(reference: str) -> None:
+    class Overwrites(Net):
+        def forward(self, frame: Tensor) -> Tensor:
+            x = self[1](self[0](frame))
+            z = self[2](x)
+            x.fill_(1000)
+            return self[4](self[3](z))
+
+    settings = {"precision": DYNAMIC, "reference": reference}
+    assert_same_state(
+        snapshot(calibrated(clips_of(), Overwrites, **settings)), snapshot(calibrated(clips_of(), **settings))
+    )
 
 
 def test_maps_of_several_sizes_in_one_calibration() -> None:

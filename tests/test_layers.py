@@ -226,9 +226,12 @@ def test_dense_execution_is_the_float_layer(case: Case) -> None:
         assert torch.equal(resq(frames[1], **case.options), layer(frames[1], **case.options))
 
 
-def test_unbatched_inputs_work_as_in_torch() -> None:
+@pytest.mark.parametrize("precision", ["W8A8->W4A4", "W8A8->W4A{0,4,8}"])
+@pytest.mark.parametrize("granularity", ["pixel", "region", "frame"])
+def test_unbatched_inputs_work_as_in_torch(precision: str, granularity: str) -> None:
     frames = video(3)
-    resq = build(lambda: nn.Conv2d(3, 5, 3, padding=1), frames=frames)
+    policy = {"granularity": granularity, "threshold": 0.05, "region": 4}
+    resq = build(lambda: nn.Conv2d(3, 5, 3, padding=1), precision, frames, policy=policy)
     assert_equal(play(resq, [frame[0] for frame in frames]), [z[0] for z in play(resq, [f[:1] for f in frames])])
 
 
@@ -349,6 +352,15 @@ def test_quantized_weights_follow_every_change(change: str, kind: Any, fold: boo
     assert not torch.equal(found[0], before[0])
     assert not torch.equal(found[1], before[1])
     assert_equal(found, play(copy.deepcopy(model), frames))  # copies start with an empty cache
+
+
+def test_loading_forgets_quantized_weights_whatever_was_noticed(frames: list[Tensor]) -> None:
+    """A permutation through ``.data`` leaves version and checksum as they were; loading makes up for it."""
+    model = build(Normed, frames=frames)
+    play(model, frames)
+    model[2].weight.data.copy_(model[2].weight.data.flip(0).clone())
+    model.load_state_dict(model.state_dict())
+    assert_equal(play(model, frames), play(copy.deepcopy(model), frames))
 
 
 def test_weights_are_quantized_once_as_long_as_nothing_changes() -> None:

@@ -257,6 +257,17 @@ def test_uncalibrated_quantizer_says_what_to_call() -> None:
         quantizer(torch.ones(2))
 
 
+@pytest.mark.parametrize("scale", [-0.25, float("nan")])
+def test_a_scale_that_training_ruined_is_not_called_uncalibrated(scale: float) -> None:
+    quantizer = UniformQuantizer(8, owner="layer conv1 (keyframe)")
+    quantizer.set_range(-1, 1)
+    quantizer(torch.ones(1))
+    with torch.no_grad():
+        quantizer.scale.fill_(scale)
+    with pytest.raises(CalibrationError, match=rf"^layer conv1 \(keyframe\) has the scale {scale}; train the scales"):
+        quantizer(torch.ones(1))
+
+
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
 def test_quantizer_is_equation_1_with_the_scale_of_its_range(bits: int, signed: bool) -> None:

@@ -167,6 +167,17 @@ def test_gradient_modes_compute_the_same(zoo: str, reference: str, precision: st
     assert_equal(results[0], results[2])
 
 
+@SCHEMES
+def test_gradient_modes_may_change_from_frame_to_frame(precision: str, reference: str, frames: list[Tensor]) -> None:
+    model = build("residual", precision, reference=reference, interval=7)
+    expected = play(model, frames)
+    modes = [torch.inference_mode, torch.enable_grad, torch.no_grad, torch.inference_mode, torch.enable_grad] * 2
+    with stream(model) as player:
+        for mode, frame, z in zip(modes, frames, expected, strict=False):
+            with mode():
+                assert torch.equal(player(frame), z)
+
+
 @pytest.mark.parametrize(
     ("dtype", "bits", "steps"),
     [(torch.float64, 8, 0.1), (torch.float16, 4, 1.0), (torch.bfloat16, 4, 2.0)],
@@ -197,6 +208,27 @@ def test_autocast_keeps_the_contracts(zoo: str, precision: str, frames: list[Ten
     assert_equal(outputs[::3], single[::3])
     assert_equal(repeated, [repeated[0]] * 3)
     assert all(z.isfinite().all() for z in outputs)
+
+
+class TwoStages(nn.Module):
+    """Runs a second network, with layers of the same names and a stream of its own, inside its frame."""
+
+    def __init__(self, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = Plain(), [second]  # a list, so that conversion leaves it alone
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return self.first(frame) + self.second[0](frame)
+
+
+def test_streams_nest(reference: str, frames: list[Tensor]) -> None:
+    inner = build("plain", reference=reference, interval=2)
+    outer = build(lambda: TwoStages(inner), reference=reference, interval=3)
+    alone = play(outer.first, frames), play(inner, frames)
+    with torch.no_grad(), stream(inner) as video_of_inner:
+        outer.second = [video_of_inner]
+        found = play(outer, frames)
+    assert_equal(found, [a + b for a, b in zip(*alone, strict=True)])
 
 
 # --- aliasing -------------------------------------------------------------------------------------------------------
@@ -372,6 +404,16 @@ def test_a_state_dict_rebuilds_the_model_bit_for_bit(zoo: str, settings: dict, f
 
     assert_equal(outside(fresh, frames), outside(model, frames))
     assert_equal(play(fresh, frames), play(model, frames))
+
+
+@pytest.mark.parametrize("precision", ["W8A8->W4A4", DYNAMIC])
+def test_a_state_dict_materializes_a_model_without_data(zoo: str, precision: str, frames: list[Tensor]) -> None:
+    model = build(zoo, precision, interval=3, keyframe_grid="unsigned")
+    with torch.device("meta"):
+        empty = ZOO[zoo]().eval()
+    convert(empty, ResQConfig.parse(precision, interval=3, keyframe_grid="unsigned"))
+    empty.load_state_dict(model.state_dict(), strict=True, assign=True)
+    assert_equal(play(empty, frames), play(model, frames))
 
 
 def test_float_weights_load_strictly_and_keep_the_ranges(zoo: str, frames: list[Tensor]) -> None:

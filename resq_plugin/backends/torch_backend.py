@@ -135,6 +135,9 @@ class TorchResidualLayer(ResidualLayer):
 
     def quantize_residual(self, x: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """δ̂ = q(x - reference; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
+        if self.channel_dim == 1 and x.dim() < self.weight.dim():  # (C, H, W), as `torch.nn` allows
+            delta_hat, choice = self.quantize_residual(x[None], None if reference is None else reference[None])
+            return delta_hat[0], None if choice is None else choice[0]
         quantizers = cast(list[UniformQuantizer], list(self.residual_quantizers))
         for quantizer in quantizers:
             quantizer.check()
