@@ -82,6 +82,8 @@ def calibrate(
             if not collector.wanted:
                 break
         collector.finish()
+        for name in collector.samples:
+            layers[name].calibrate_weights()
         ranked = {
             name: _search_layer(layers[name], samples, config)
             for name, samples in tqdm(collector.samples.items(), "searching ranges", disable=not progress)

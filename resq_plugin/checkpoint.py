@@ -17,7 +17,7 @@ from resq_plugin.errors import CheckpointError, ConfigError
 from resq_plugin.layers import ResidualLayer, residual_layers
 from resq_plugin.schedule import scene_threshold, set_scene_threshold
 
-__all__ = ["load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
+__all__ = ["checkpoint_config", "load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -65,6 +65,19 @@ def load_ranges(model: nn.Module, path: str | os.PathLike[str]) -> None:
         msg = f"{path} is no file of save_ranges(model, path); read a checkpoint with load_checkpoint(model, path)."
         raise CheckpointError(msg)
     _apply(model, {**float_state_dict(model), **values["state_dict"]}, values, path)
+
+
+def checkpoint_config(path: str | os.PathLike[str]) -> ResQConfig:
+    """The configuration that a file of `save_checkpoint` or `save_ranges` was written with.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of something else.
+    """
+    values = _read(path)
+    if values.get("format") != "resq-plugin":
+        msg = f"{path} was not written by resq_plugin.save_checkpoint(model, path), so it has no configuration."
+        raise CheckpointError(msg)
+    return ResQConfig.from_dict(values["config"])
 
 
 def _write(values: dict[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -15,10 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from resq_mmengine.command import add_eval
+from resq_mmengine.config_command import add_configs
 from rich.console import Console
 
 from resq_plugin import __version__
 from resq_plugin.errors import ConfigError, ResQError
+from resq_plugin.export.command import add_export, add_verify
 
 __all__ = ["COMMANDS", "main", "write_json"]
 
@@ -141,8 +144,15 @@ def _run_demo(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-COMMANDS: tuple[Callable[[argparse._SubParsersAction[_Parser]], None], ...] = (add_demo, add_cost)
-"""Every subcommand; further ones (export, verify, eval) are added here."""
+COMMANDS: tuple[Callable[[argparse._SubParsersAction[_Parser]], None], ...] = (
+    add_demo,
+    add_cost,
+    add_eval,
+    add_export,
+    add_verify,
+    add_configs,
+)
+"""Every subcommand."""
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

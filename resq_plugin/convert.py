@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
 
 LINEAR_TYPES = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+NORM_TYPES = (nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ConversionSummary:
         converted: layers with two quantized paths.
         excluded: layers that stay float because the configuration says so.
         unsupported: linear layers that stay float because no quantized path exists for their class, with the class.
+        unreached: layers that no calibration frame reached, which made them plain float layers again.
         folded: batch norms that are folded into the layer before them.
         dense: batch norms that could not be folded and act on the full z_t.
     """
@@ -42,6 +44,7 @@ class ConversionSummary:
     converted: tuple[str, ...]
     excluded: tuple[str, ...]
     unsupported: tuple[str, ...]
+    unreached: tuple[str, ...]
     folded: tuple[str, ...]
     dense: tuple[str, ...]
 
@@ -123,20 +126,27 @@ def summarize(model: nn.Module) -> ConversionSummary:
     """List what was converted, folded and left in float."""
     layers = residual_layers(model)
     config = next(iter(layers.values())).settings.config
-    rest = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, LINEAR_TYPES) and not isinstance(module, ResidualLayer)
-    ]
+    inside = {part for layer in layers.values() for part in layer.modules()}  # a host toolkit's own layers
+    rest = {name: module for name, module in model.named_modules() if _is_linear(module) and module not in inside}
+    selected = {name: module for name, module in rest.items() if config.selects(name)}
+    unreached = [name for name, module in selected.items() if find_backend(config.backend).supports(module)]
     folded = [name for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)]
     norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     return ConversionSummary(
         converted=tuple(layers),
-        excluded=tuple(name for name, _ in rest if not config.selects(name)),
-        unsupported=tuple(f"{name} ({type(module).__name__})" for name, module in rest if config.selects(name)),
+        excluded=tuple(name for name in rest if name not in selected),
+        unsupported=tuple(f"{name} ({type(selected[name]).__name__})" for name in selected if name not in unreached),
+        unreached=tuple(unreached),
         folded=tuple(folded),
         dense=tuple(name for name in norms if name not in folded),
     )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    # A filter (C_out, C_in, *k) outside torch.nn, such as that of a deformable convolution.
+    has_filter = weight is not None and weight.dim() > 2 and not isinstance(module, NORM_TYPES)
+    return has_filter or isinstance(module, LINEAR_TYPES)
 
 
 def float_state_dict(model: nn.Module) -> dict[str, Tensor]:

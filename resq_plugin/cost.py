@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from resq_plugin.backends.wrappers import torch_class
 from resq_plugin.config import Precision, ResQConfig
 from resq_plugin.dry_run import COUNTED_LAYERS, LayerCall, UncountedOps, dry_run
 from resq_plugin.errors import ConfigError, nearest
@@ -213,7 +214,7 @@ def _settings(call: LayerCall, config: ResQConfig | None) -> _Settings:
         if config is None:
             return _Settings(own.name, own.keyframe, own.residual, own.config.interval, own.config.reference)
         name = own.name
-    elif type(layer) not in COUNTED_LAYERS:
+    elif torch_class(type(layer)) not in COUNTED_LAYERS:
         return _Settings(name)  # a subclass may compute something else, so `convert` leaves it in float
     if config is None or not config.selects(name):
         return _Settings(name)

@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ConversionError",
+    "ExportError",
     "FrameError",
     "ResQError",
     "StreamError",
@@ -43,6 +44,10 @@ class StreamError(ResQError, RuntimeError):
 
 class CheckpointError(ResQError, ValueError):
     """A file is truncated, foreign or belongs to another model. The model is unchanged."""
+
+
+class ExportError(ResQError, RuntimeError):
+    """A model cannot be exported, or an exported folder is damaged or cannot be run."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from resq_plugin.config import Precision, ResQConfig
@@ -47,10 +48,15 @@ class LayerSettings:
 
 
 class ActivationQuantizer(Protocol):
-    """What calibration needs of a quantizer: Eq. 1 with a range by Eq. 6."""
+    """What calibration and export need of a quantizer: Eq. 1 with a range by Eq. 6."""
 
     bits: int
     signed: bool
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale s of Eq. 1, ()."""
+        ...
 
     def set_range(self, r_min: float, r_max: float, *, signed: bool = True) -> None:
         """Set the range and the grid."""
@@ -106,9 +112,30 @@ class ResidualLayer(nn.Module):
         """Weight of a path: ``float`` (batch norm folded), ``keyframe`` (q(w; Φ_w)) or ``residual`` (q(w; Θ_w))."""
         raise NotImplementedError
 
+    def weight_scale_of(self, kind: str) -> Tensor:
+        """Scale of every weight of a path (``keyframe`` or ``residual``), of the weight's shape; for export."""
+        raise NotImplementedError
+
+    def bias_of(self) -> Tensor | None:
+        """The bias b (batch norm folded in), (C,), if any; for export."""
+        raise NotImplementedError
+
+    def calibrate_weights(self) -> None:
+        """Set the weight ranges by Eq. 7, in a backend that stores them; `calibrate` calls it before its search."""
+
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """Φ_a as ``keyframe`` and the pool of Θ_a as ``residual.0``, ``residual.1``, ..., low to high bit width."""
         raise NotImplementedError
+
+    def threshold(self) -> Tensor | None:
+        """τ of Eq. 11 in units of ‖δ‖, (); None for a static residual."""
+        if self.settings.residual is None or len(self.settings.residual.pool) == 1:
+            return None
+        policy = self.settings.config.policy
+        if policy.normalize == "layer":
+            return self.activation_norm * policy.threshold
+        norm: Tensor = torch.linalg.vector_norm(self.weight_of("residual").detach())
+        return policy.threshold / norm.clamp_min(1e-30)
 
     def keyframe(self, x: Tensor, **options: Any) -> Tensor:
         """ẑ_k of Eq. 5 for an input of the layer's own shape."""

@@ -26,7 +26,8 @@ def candidate_ranges(x_min: float, x_max: float, candidates: int) -> list[float]
     >>> candidate_ranges(0.0, 4.0, 5), candidate_ranges(-2.0, 1.0, 4)
     ([4.0, 3.0, 2.0, 1.0], [2.0, 1.0])
     """
-    points = torch.linspace(x_min, x_max, candidates, dtype=torch.float64).abs().tolist()
+    # In single precision, as host toolkits store ranges, so that every backend makes the same scale of them.
+    points = torch.linspace(x_min, x_max, candidates, dtype=torch.float64).float().abs().tolist()
     return sorted({point for point in points if point > 0}, reverse=True) or [0.0]
 
 

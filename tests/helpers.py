@@ -6,11 +6,14 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from resq_plugin import ResQConfig, convert, stream
+from resq_plugin.backends.torch_backend import TorchResidualLayer
 from resq_plugin.fold import evaluating, fold_batch_norms
 from resq_plugin.layers import ResidualLayer, executing, residual_layers
 
@@ -62,6 +65,19 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
                     nn.init.uniform_(module.weight, 0.5, 1.5)
                     nn.init.uniform_(module.bias, -0.4, 0.4)
     return net.eval()
+
+
+def in_use(model: nn.Module, frames: Tensor) -> nn.Module:
+    """Give batch norms the statistics of some frames (N, C, H, W), and parameters that do something."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.4, 0.4)
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(frames)
+    return model.eval()
 
 
 def video(frames: int = 5, shape: Sequence[int] = (2, 3, 12, 16), seed: int = 0, motion: float = 0.15) -> list[Tensor]:
@@ -248,8 +264,37 @@ def play(model: nn.Module, frames: Iterable[Tensor], **options: Any) -> list[Ten
         return [player(frame) for frame in frames]
 
 
+def outside(model: nn.Module, frames: Iterable[Tensor]) -> list[Any]:
+    """Call the model outside of any stream: frame quantization."""
+    with torch.no_grad():
+        return [model(frame) for frame in frames]
+
+
+def flat(outputs: object) -> list[Tensor]:
+    """All tensors of outputs of any type, in order."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
 def assert_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Bit for bit, frame by frame."""
     assert len(found) == len(expected)
     unequal = [t for t, (a, b) in enumerate(zip(found, expected, strict=True)) if not torch.equal(a, b)]
     assert not unequal, f"frames {unequal} differ"
+
+
+def exact_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take q out of Eq. 5, which leaves Eq. 4: all that a stream does but quantize."""
+
+    def keyframe(layer: TorchResidualLayer, x: Tensor, **options: Any) -> Tensor:
+        return layer.dense(x, **options)
+
+    def residual(layer: TorchResidualLayer, delta: Tensor, **options: Any) -> Tensor:
+        return layer.linear(delta, layer.weight_of("float"), None, **options)
+
+    def difference(layer: TorchResidualLayer, x: Tensor, reference: Tensor) -> tuple[Tensor, None]:
+        return x - reference, None
+
+    monkeypatch.setattr(TorchResidualLayer, "quantize_keyframe", lambda layer, x: x.clone())
+    monkeypatch.setattr(TorchResidualLayer, "quantize_residual", difference)
+    monkeypatch.setattr(TorchResidualLayer, "apply_keyframe", keyframe)
+    monkeypatch.setattr(TorchResidualLayer, "apply_residual", residual)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"resq_plugin", "resq_aimet", "resq_brevitas", "resq_mmengine", "resq_mmseg", "resq_mmpose"}
 
 
 def run_python(code: str, folder: Path, **environment: str) -> str:
@@ -33,9 +34,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_packages_and_their_data_and_claims_no_common_name(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"resq_plugin", "resq_mmengine"}
+    assert tops == PACKAGES
     for name in ("demo/demonet.pth", "report/report.html.j2", "py.typed", "backends/torch_backend.py"):
         assert f"resq_plugin/{name}" in names
+    assert "resq_mmengine/configs/_base_/resq_w8a8_w4a4.py" in names
+    assert any(name.startswith("resq_mmseg/configs/camvid/") for name in names)
     assert wheel.stat().st_size < 4e6
 
 

@@ -50,7 +50,7 @@ def test_twenty_candidates_of_a_positive_input_are_the_points_of_linspace() -> N
 @given(st.floats(-100, 100), st.floats(-100, 100), st.integers(2, 20))
 def test_candidates_are_the_magnitudes_of_all_pairs(a: float, b: float, candidates: int) -> None:
     """Eq. 8 searches pairs of S x S; Eq. 6 reads nothing of a pair but max(r_max, -r_min)."""
-    space = torch.linspace(min(a, b), max(a, b), candidates, dtype=torch.float64).tolist()
+    space = torch.linspace(min(a, b), max(a, b), candidates, dtype=torch.float64).float().tolist()
     magnitudes = {max(r_max, -r_min) for r_min, r_max in itertools.product(space, space)}
     found = candidate_ranges(min(a, b), max(a, b), candidates)
     assert found == (sorted((value for value in magnitudes if value > 0), reverse=True) or [0.0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NoReturn
@@ -71,12 +71,14 @@ def install() -> bool:
     Raises:
         ResQError: neither mmcv nor mmcv-lite is installed.
     """
-    if isinstance(sys.modules.get(EXTENSION), _Placeholders):
-        return True
-    if find_spec("mmcv") is None:
+    present = sys.modules.get(EXTENSION)
+    if present is not None:
+        return isinstance(present, _Placeholders)
+    package = find_spec("mmcv")
+    if package is None:
         msg = "mmcv is not installed; write: pip install 'mmcv-lite>=2.0,<2.2', which needs no compiler."
         raise ResQError(msg)
-    if find_spec(EXTENSION) is not None:
+    if PathFinder.find_spec(EXTENSION, package.submodule_search_locations) is not None:  # without importing mmcv
         return False
     placeholders = _Placeholders(EXTENSION, "Placeholders of resq-plugin for the compiled operators of mmcv.")
     # Without a loader `mmengine.utils.dl_utils.mmcv_full_available` still tells the truth.

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resq_plugin.backends.wrappers import torch_class
 
 __all__ = ["FoldedBatchNorm", "fold", "fold_factors", "is_foldable", "unfold"]
 
@@ -44,28 +47,35 @@ class FoldedSyncBatchNorm(FoldedBatchNorm, nn.SyncBatchNorm):  # type: ignore[mi
     """A folded `torch.nn.SyncBatchNorm`."""
 
 
+class FoldedBatchNormNd(FoldedBatchNorm, _BatchNorm):  # type: ignore[misc]
+    """A folded batch norm of any number of dimensions, see `wrappers`."""
+
+
 _CLASSES: dict[type[nn.Module], type[FoldedBatchNorm]] = {
     nn.BatchNorm1d: FoldedBatchNorm1d,
     nn.BatchNorm2d: FoldedBatchNorm2d,
     nn.BatchNorm3d: FoldedBatchNorm3d,
     nn.SyncBatchNorm: FoldedSyncBatchNorm,
+    _BatchNorm: FoldedBatchNormNd,
 }
 
 
 def is_foldable(module: nn.Module) -> bool:
     """Whether the module is a batch norm with running statistics."""
-    return type(module) in _CLASSES and getattr(module, "running_var", None) is not None
+    return torch_class(type(module)) in _CLASSES and getattr(module, "running_var", None) is not None
 
 
 def fold(norm: nn.Module) -> FoldedBatchNorm:
     """Make a batch norm pass through, in place."""
-    norm.__class__ = _CLASSES[type(norm)]
+    original = type(norm)
+    norm.__class__ = _CLASSES[torch_class(original)]
+    norm.__dict__["_original"] = original
     return norm  # type: ignore[return-value]
 
 
 def unfold(norm: nn.Module) -> None:
     """Make a folded batch norm work again, in place."""
-    norm.__class__ = {folded: plain for plain, folded in _CLASSES.items()}[type(norm)]  # type: ignore[index]
+    norm.__class__ = norm.__dict__.pop("_original")
 
 
 def fold_factors(norm: FoldedBatchNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]:

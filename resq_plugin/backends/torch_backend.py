@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold_factors, unfold
 from resq_plugin.backends.elementwise import compiled, quantize_difference
+from resq_plugin.backends.wrappers import torch_class
 from resq_plugin.layers import ActivationQuantizer, LayerSettings, ResidualLayer
 from resq_plugin.quantizer import UniformQuantizer, fake_quantize, weight_scale
 
@@ -53,18 +54,28 @@ class TorchResidualLayer(ResidualLayer):
     channel_dim = 1
     weight_channel_dims: tuple[int, ...] = (0,)
 
+    def prepare(self, settings: LayerSettings) -> None:
+        """Add what every backend needs beside its quantizers. The Parameters of the layer are not touched."""
+        self.__dict__.update(settings=settings, _folded=[], _weights=_WeightCache())
+        self.register_buffer("activation_norm", torch.ones((), device=self.weight.device))
+
     def setup(self, settings: LayerSettings) -> None:
-        """Add the quantizers. The Parameters of the layer are not touched."""
+        """Add the quantizers."""
+        self.prepare(settings)
         device, owner = self.weight.device, f"layer {settings.name}"
-        self.__dict__["settings"] = settings
-        self.__dict__["_folded"] = []
-        self.__dict__["_weights"] = _WeightCache()
         keyframe_bits = settings.keyframe.pool[-1]
         self.keyframe_quantizer = UniformQuantizer(keyframe_bits, owner=f"{owner} (keyframe)", device=device)
         pool = settings.residual.pool if settings.residual is not None else ()
         quantizers = [UniformQuantizer(bits, owner=f"{owner} (residual, {bits} bits)", device=device) for bits in pool]
         self.residual_quantizers = nn.ModuleList(quantizers)
-        self.register_buffer("activation_norm", torch.ones((), device=device))
+
+    def release(self) -> None:
+        """Undo `prepare`, and the folding of a batch norm."""
+        for norm in self._folded:
+            unfold(norm)
+        del self.activation_norm
+        for key in ("settings", "_folded", "_weights"):
+            self.__dict__.pop(key)
 
     def grouped(self, weight: Tensor) -> Tensor:
         """View of a weight in which `weight_channel_dims` are the output channels."""
@@ -86,36 +97,55 @@ class TorchResidualLayer(ResidualLayer):
             shape[dim] = self.grouped(self.weight).shape[dim]
         return (self.grouped(self.weight) * factor.view(shape)).view_as(self.weight), bias
 
-    def quantized_weight(self, bits: int) -> tuple[Tensor, Tensor | None]:
-        """ŵ = q(w; Eq. 6 and 7) of that many bits, and the float bias."""
-        weight, bias = self.float_weight()
+    def weight_scale(self, kind: str, view: Tensor) -> Tensor:
+        """Scale of a path's weight by Eq. 6 and 7, broadcastable to ``view``, the `grouped` float weight."""
         channel_dims = self.weight_channel_dims if self.settings.config.weights == "channel" else ()
-        view = self.grouped(weight)
-        return fake_quantize(view, weight_scale(view, bits, channel_dims), bits).view_as(weight), bias
+        return weight_scale(view, self._weight_bits(kind), channel_dims)
 
-    def _weight(self, bits: int | None) -> tuple[Tensor, Tensor | None]:
-        """The weight of that many bits (None: float), cached as long as no gradient is asked for."""
+    def _weight_bits(self, kind: str) -> int:
+        precision = self.settings.keyframe if kind == "keyframe" else self.settings.residual
+        return (precision or self.settings.keyframe).weight
+
+    def quantized_weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
+        """ŵ = q(w; Eq. 6 and 7) of the ``keyframe`` or ``residual`` path, and the float bias."""
+        weight, bias = self.float_weight()
+        view = self.grouped(weight)
+        return fake_quantize(view, self.weight_scale(kind, view), self._weight_bits(kind)).view_as(weight), bias
+
+    def weight_scale_of(self, kind: str) -> Tensor:
+        """Scale of every weight of one path, of the shape of the weight."""
+        view = self.grouped(self.weight_of("float").detach())
+        return self.weight_scale(kind, view).detach().expand(view.shape).reshape(self.weight.shape)
+
+    def bias_of(self) -> Tensor | None:
+        """The bias with the batch norm folded in."""
+        return self._weight("float")[1]
+
+    def weight_sources(self, kind: str) -> list[Tensor]:  # noqa: ARG002
+        """All that the weight of a path is made of: a change of any of them makes it anew."""
         sources: list[Tensor | None] = [self.weight, self.bias]
         if self.folded_norm is not None:
             norm = self.folded_norm
             sources += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        tensors = [tensor for tensor in sources if tensor is not None]
+        return [tensor for tensor in sources if tensor is not None]
+
+    def _weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
+        """Weight of a path and bias, cached as long as no gradient is asked for."""
+        tensors = self.weight_sources(kind)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return self.float_weight() if bits is None else self.quantized_weight(bits)
-        role = "float" if bits is None else f"{bits} bits"
+            return self.float_weight() if kind == "float" else self.quantized_weight(kind)
         stamp = tuple(_stamp(tensor) for tensor in tensors)
-        cached = self._weights.get(role)
+        cached = self._weights.get(kind)
         if cached is None or cached[0] != stamp:
             with torch.inference_mode(False), torch.no_grad():
-                weight, bias = self.float_weight() if bits is None else self.quantized_weight(bits)
+                weight, bias = self.float_weight() if kind == "float" else self.quantized_weight(kind)
                 cached = stamp, weight.detach(), None if bias is None else bias.detach()
-                self._weights[role] = cached
+                self._weights[kind] = cached
         return cached[1], cached[2]
 
     def weight_of(self, kind: str) -> Tensor:
         """The weight of one path: ``float``, ``keyframe`` or ``residual``."""
-        precision = {"float": None, "keyframe": self.settings.keyframe, "residual": self.settings.residual}[kind]
-        return self._weight(None if precision is None else precision.weight)[0]
+        return self._weight(kind)[0]
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """Φ_a and the pool of Θ_a by name."""
@@ -124,7 +154,7 @@ class TorchResidualLayer(ResidualLayer):
 
     def dense(self, x: Tensor, **options: Any) -> Tensor:
         """The float operation with the batch norm folded in."""
-        return self.linear(x, *self._weight(None), **options)
+        return self.linear(x, *self._weight("float"), **options)
 
     def quantize_keyframe(self, x: Tensor) -> Tensor:
         """x̂ = q(x; Φ_a)."""
@@ -144,27 +174,15 @@ class TorchResidualLayer(ResidualLayer):
         config = self.settings.config
         run = compiled(quantize_difference) if config.compile else quantize_difference
         scales, bits = [quantizer.scale for quantizer in quantizers], [quantizer.bits for quantizer in quantizers]
-        return run(x, reference, scales, bits, self._threshold(), config.policy, self.channel_dim)
-
-    def _threshold(self) -> Tensor | None:
-        """τ in units of ‖δ‖; None for a static residual."""
-        if len(self.residual_quantizers) == 1:
-            return None
-        policy = self.settings.config.policy
-        if policy.normalize == "layer":
-            return self.activation_norm * policy.threshold
-        norm: Tensor = torch.linalg.vector_norm(self.weight_of("residual").detach())
-        return policy.threshold / norm.clamp_min(1e-30)
+        return run(x, reference, scales, bits, self.threshold(), config.policy, self.channel_dim)
 
     def apply_keyframe(self, x_hat: Tensor, **options: Any) -> Tensor:
         """``x̂ * q(w; Φ_w) + b``."""
-        return self.linear(x_hat, *self._weight(self.settings.keyframe.weight), **options)
+        return self.linear(x_hat, *self._weight("keyframe"), **options)
 
     def apply_residual(self, delta_hat: Tensor, **options: Any) -> Tensor:
         """``δ̂ * q(w; Θ_w)``."""
-        residual = self.settings.residual
-        weight, _ = self._weight(residual.weight if residual is not None else self.settings.keyframe.weight)
-        return self.linear(delta_hat, weight, None, **options)
+        return self.linear(delta_hat, self._weight("residual")[0], None, **options)
 
     def _load_from_state_dict(
         self,
@@ -280,24 +298,22 @@ _CLASSES: dict[type[nn.Module], type[Any]] = {
 
 
 def supports(module: nn.Module) -> bool:
-    """Whether the layer is exactly of a class this backend replaces (a subclass may compute something else)."""
-    return type(module) in _CLASSES
+    """Whether the layer is of a class this backend replaces; a subclass may compute something else, see `wrappers`."""
+    return torch_class(type(module)) in _CLASSES
 
 
 def attach(module: nn.Module, settings: LayerSettings) -> None:
     """Turn a layer into a ResQ layer in place: its class changes, its Parameters, hooks and owners do not."""
-    module.__class__ = _CLASSES[type(module)]
+    original = type(module)
+    module.__class__ = _CLASSES[torch_class(original)]
     module.setup(settings)  # type: ignore[operator]
+    module.__dict__["_original"] = original
 
 
 def detach(module: nn.Module) -> None:
     """Turn a ResQ layer back into the layer it was."""
     if not isinstance(module, TorchResidualLayer):
         return
-    original = {resq: plain for plain, resq in _CLASSES.items()}[type(module)]
-    for norm in module._folded:
-        unfold(norm)
-    del module.keyframe_quantizer, module.residual_quantizers, module.activation_norm
-    for key in ("settings", "_folded", "_weights"):
-        module.__dict__.pop(key)
-    module.__class__ = original  # type: ignore[assignment]
+    del module.keyframe_quantizer, module.residual_quantizers
+    module.release()
+    module.__class__ = module.__dict__.pop("_original")

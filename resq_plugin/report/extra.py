@@ -1,4 +1,4 @@
-"""The packages of the extra ``report``, loaded when they are first needed."""
+"""Packages of an extra (``report``, ``export``, ``htp``), loaded when they are first needed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ReportError(ResQError, ValueError):
     """A figure or report cannot be made of these values, or not be written there."""
 
 
-def need(module: str) -> Any:
-    """Import a module of the extra ``report``.
+def need(module: str, extra: str = "report") -> Any:
+    """Import a module of an extra.
 
     Raises:
         MissingExtraError: its package is not installed; the message names the command that installs it.
@@ -30,5 +30,5 @@ def need(module: str) -> Any:
         package = module.split(".", maxsplit=1)[0]
         if error.name is None or error.name.split(".", maxsplit=1)[0] != package:
             raise  # the package is there and broken: its own message tells more
-        msg = f"{package} is not installed; write: pip install 'resq-plugin[report]'"
+        msg = f"{package} is not installed; write: pip install 'resq-plugin[{extra}]'"
         raise MissingExtraError(msg) from error

@@ -65,7 +65,7 @@ def _precision(row: Row) -> str:
 def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the headings of a table and the cells of every row, as text; shares in percent.
 
-    Where no row has a threshold there is no τ, and where agreement is the only metric it is not shown twice.
+    Where no row has a threshold there is no τ; agreement is left out where nobody measured it or it is the metric.
 
     >>> row = dict(scheme="resq", precision="W8A8->W4A4", interval=3, accuracy=91.26, metric="mIoU", agreement=98.4,
     ...     gbops_per_frame=4.8, relative_bops=0.5)
@@ -82,11 +82,13 @@ def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]
         "τ": lambda row: "" if row.get("threshold") is None else f"{row['threshold']:g}",
         "T": lambda row: str(row["interval"]),
         "/".join(metrics): lambda row: f"{row['accuracy']:.1f}",
-        "Agreement": lambda row: f"{row['agreement']:.1f}",
+        "Agreement": lambda row: "" if row["agreement"] is None else f"{row['agreement']:.1f}",
         "GBOPs": lambda row: f"{row['gbops_per_frame']:.{2 if row['gbops_per_frame'] < 100 else 0}f}",
         "BOPs %": lambda row: f"{100 * row['relative_bops']:.1f}",
     }
     columns.pop("agreement", None)
+    if all(row["agreement"] is None for row in rows):
+        del columns["Agreement"]
     if all(row.get("threshold") is None for row in rows):
         del columns["τ"]
     return tuple(columns), [tuple(cell(row) for cell in columns.values()) for row in rows]

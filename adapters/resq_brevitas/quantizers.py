@@ -1,0 +1,162 @@
+"""Brevitas quantizers on the grid of Eq. 1 and 6: ``s = 2 max(r_max, -r_min) / (2^b - 1)``, on -2^(b-1) ... 2^(b-1) - 1.
+
+Use them like any quantizer of Brevitas, in this adapter's layers or in Brevitas' own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brevitas
+import torch
+from brevitas.core.function_wrapper.shape import StatsInputViewShapeImpl
+from brevitas.core.scaling import ParameterFromRuntimeStatsScaling
+from brevitas.inject import value
+from brevitas.inject.enum import ScalingImplType, StatsOp
+from brevitas.quant.base import (
+    HQOSymmetricScale,
+    IntQuant,
+    MSESymmetricScale,
+    PerChannelFloatScaling8bit,
+    PerTensorFloatScaling8bit,
+)
+from brevitas.quant.solver.act import ActQuantSolver
+from brevitas.quant.solver.weight import WeightQuantSolver
+from torch import Tensor, nn
+
+__all__ = [
+    "HalfStepIntScaling",
+    "ResQAct",
+    "ResQActMSE",
+    "ResQWeightPerChannel",
+    "ResQWeightPerChannelHQO",
+    "ResQWeightPerChannelMSE",
+    "ResQWeightPerTensor",
+    "ResQWeightPerTensorHQO",
+    "ResQWeightPerTensorMSE",
+    "RuntimeMaxScaling",
+    "RuntimeScaling",
+]
+
+
+class HalfStepIntScaling(brevitas.jit.ScriptModule):
+    """What the range is divided by: ``(2^b - 1) / 2``, as Eq. 6 has it, or ``2^b - 1`` on a grid that starts at zero.
+
+    Brevitas' own takes 2^(b-1) or 2^(b-1) - 1.
+    """
+
+    def __init__(self, signed: bool) -> None:
+        super().__init__()
+        self.divisor = 2.0 if signed else 1.0
+
+    @brevitas.jit.script_method
+    def forward(self, bit_width: Tensor) -> Tensor:
+        """Return the divisor, ()."""
+        return (2.0**bit_width - 1.0) / self.divisor
+
+
+class RuntimeScaling(ParameterFromRuntimeStatsScaling):
+    """Brevitas' learned activation range, but one that never saw data stays unset instead of becoming 1.0."""
+
+    def init_scale(self) -> None:
+        """End the collection of statistics."""
+        if self.counter > 0:
+            super().init_scale()
+
+
+class RuntimeMaxScaling(RuntimeScaling):
+    """A range that is the maximum over all batches; Brevitas' own takes the mean of their maxima."""
+
+    def training_forward(self, stats_input: Tensor, threshold: Tensor) -> Tensor:
+        """Collect the maximum of a batch, or return the learned range over ``threshold``."""
+        if self.counter >= self.collect_stats_steps or self.local_loss_mode:
+            return super().training_forward(stats_input, threshold)
+        before = self.buffer.clone() if self.counter > 0 else None
+        scale: Tensor = super().training_forward(stats_input, threshold)
+        maximum = (scale * threshold).detach()
+        self.buffer.copy_(maximum if before is None else torch.maximum(before, maximum))
+        return scale
+
+
+class _Grid(IntQuant):  # type: ignore[misc]
+    int_scaling_impl = HalfStepIntScaling
+    scaling_impl_type = ScalingImplType.PARAMETER_FROM_STATS
+    scaling_stats_op = StatsOp.MAX
+    scaling_min_val = 1e-10
+
+
+class ResQAct(_Grid, PerTensorFloatScaling8bit, ActQuantSolver):  # type: ignore[misc]
+    """Activations: the absolute maximum over calibration, or the line search of Eq. 8; learned from then on."""
+
+    scaling_impl = RuntimeMaxScaling
+    collect_stats_steps = 300
+
+
+class ResQActMSE(MSESymmetricScale, ResQAct):  # type: ignore[misc]
+    """Activations: Brevitas' search for the least squared error of a batch, averaged over batches."""
+
+    scaling_impl = RuntimeScaling
+
+
+class ResQWeightPerTensor(_Grid, PerTensorFloatScaling8bit, WeightQuantSolver):  # type: ignore[misc]
+    """Weights with one range by Eq. 7; learned from then on."""
+
+
+class _GroupedRows(nn.Module):
+    """View of a grouped transposed convolution's weight (in, out / groups, *k) as rows of what shares a range.
+
+    Every input channel of a group repeats the rows of its group.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.groups = module.groups
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return (in * out / groups, in / groups * k)."""
+        rows, columns = weight.shape[0] // self.groups, weight.shape[1]
+        flat = weight.reshape(self.groups, rows, columns, -1).transpose(1, 2).flatten(2)
+        return flat.unsqueeze(1).expand(-1, rows, -1, -1).reshape(weight.shape[0] * columns, -1)
+
+
+def _is_grouped(module: Any) -> bool:
+    return getattr(module, "transposed", False) and module.groups > 1
+
+
+class ResQWeightPerChannel(_Grid, PerChannelFloatScaling8bit, WeightQuantSolver):  # type: ignore[misc]
+    """Weights with a range per output channel by Eq. 7; learned from then on.
+
+    Brevitas' own cannot do grouped transposed convolutions, in which an output channel is a group and a column.
+    """
+
+    @value  # type: ignore[untyped-decorator]
+    def scaling_per_output_channel_shape(module, weight_ndims, output_channel_dim, out_channels):  # noqa: ANN201, N805
+        """Shape of the range that broadcasts to the weight's."""
+        shape = [1] * weight_ndims
+        shape[output_channel_dim] = out_channels
+        return (*module.weight.shape[:2], *shape[2:]) if _is_grouped(module) else tuple(shape)
+
+    @value  # type: ignore[untyped-decorator]
+    def scaling_stats_input_view_shape_impl(module):  # noqa: ANN201, N805
+        """How a weight becomes rows, one for each range."""
+        return _GroupedRows if _is_grouped(module) else StatsInputViewShapeImpl.OVER_OUTPUT_CHANNELS
+
+
+class ResQWeightPerTensorMSE(MSESymmetricScale, ResQWeightPerTensor):  # type: ignore[misc]
+    """Weights with one range by Brevitas' search for the least squared error."""
+
+
+class ResQWeightPerChannelMSE(MSESymmetricScale, ResQWeightPerChannel):  # type: ignore[misc]
+    """Weights with a range per output channel by Brevitas' search for the least squared error."""
+
+
+class ResQWeightPerTensorHQO(HQOSymmetricScale, ResQWeightPerTensor):  # type: ignore[misc]
+    """Weights with one range by Brevitas' half-quadratic optimization."""
+
+
+class ResQWeightPerChannelHQO(HQOSymmetricScale, ResQWeightPerChannel):  # type: ignore[misc]
+    """Weights with a range per output channel by Brevitas' half-quadratic optimization."""
+
+
+WEIGHTS: dict[str, Any] = {"tensor": ResQWeightPerTensor, "channel": ResQWeightPerChannel}
+"""The weight quantizer by ``weights`` of the configuration."""

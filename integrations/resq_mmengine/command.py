@@ -1,0 +1,220 @@
+"""``resq eval``: accuracy against BOPs of an mm config on video, beside float and frame-by-frame quantization."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resq_plugin.errors import ConfigError, ResQError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from rich.console import Console
+
+__all__ = ["SCHEMES", "add_eval", "evaluate_config", "prepare_config"]
+
+SCHEMES = ("float", "frame", "resq")
+METRICS = ("mIoU", "Mean PCK", "PCK", "AP")
+"""What is shown as accuracy, the first that an evaluator yields."""
+HOOK = {"type": "resq_mmengine.ResQHook", "priority": "VERY_HIGH"}
+SAMPLER = {"type": "resq_mmengine.ClipSampler"}
+AGREEMENT = {"mmseg": "resq_mmengine.FloatAgreement", "mmpose": "resq_mmpose.JointAgreement"}
+"""Agreement with the float model, by default scope of a config."""
+
+
+def add_eval(commands: Any) -> None:
+    """``resq eval CONFIG --checkpoint CK``: run MMEngine's test loop for each scheme."""
+    parser = commands.add_parser(
+        "eval",
+        help="measure an mm config on video: float, frame by frame and ResQ, accuracy against BOPs",
+        description="Run the test of an MMSeg or MMPose config on video in float, frame-by-frame quantized and with "
+        "ResQ. Ranges are calibrated on resq.calibration.dataset unless the checkpoint has them.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="config file with a video dataset in test_dataloader")
+    parser.add_argument("--checkpoint", required=True, metavar="CK", help="float or calibrated weights")
+    parser.add_argument("--precision", help="instead of the config's, e.g. 'W8A8->W4A{0,4,8}'")
+    parser.add_argument("--interval", type=int, metavar="T", help="frames per keyframe, instead of the config's")
+    parser.add_argument("--data-root", metavar="DIR", help="data_root of the test and the calibration dataset")
+    parser.add_argument(
+        "--schemes", nargs="+", choices=SCHEMES, default=SCHEMES, help="what to measure (default: all)"
+    )
+    parser.add_argument("--agreement", action="store_true", help="also measure the agreement with the float model")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=(), metavar="KEY=VALUE", help="as in MMEngine, e.g. resq.weights=channel"
+    )
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="for logs and the calibrated checkpoint")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    from resq_mmengine.zoo import load_config  # noqa: PLC0415
+    from resq_plugin.cli import write_json  # noqa: PLC0415
+    from resq_plugin.report.rows import rich_table  # noqa: PLC0415
+
+    if not Path(args.checkpoint).is_file():
+        msg = f"--checkpoint {args.checkpoint}: there is no such file."
+        raise ConfigError(msg)
+    config = prepare_config(
+        load_config(args.config),
+        precision=args.precision,
+        interval=args.interval,
+        data_root=args.data_root,
+        agreement=args.agreement,
+        options=_options(args.cfg_options),
+    )
+    config.load_from = args.checkpoint
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        config.work_dir = str(args.work_dir or scratch)
+        for scheme in args.schemes:
+            with console.status(f"{scheme} ..."):
+                rows.append(evaluate_config(config, scheme))
+    if args.json:
+        write_json(args.json, {"rows": rows, "config": args.config})
+    console.print(rich_table(rows))
+    for row in rows:
+        if row["interval"] > 1:
+            values = " ".join(f"{value:.2f}" for value in row["accuracy_by_position"])
+            console.print(f"{row['metric']} at positions 0 ... {row['interval'] - 1}: {values}", highlight=False)
+    if args.work_dir and "resq" in args.schemes:
+        console.print(f"Logs and the calibrated checkpoint are in {args.work_dir}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    from mmengine.config import DictAction  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--options", nargs="+", action=DictAction, default={})
+    try:
+        return dict(parser.parse_args(["--options", *pairs] if pairs else []).options)
+    except ValueError as error:
+        msg = f"--cfg-options {' '.join(pairs)}: {error}; write KEY=VALUE, e.g. resq.interval=5."
+        raise ConfigError(msg) from error
+
+
+def prepare_config(
+    config: Config,
+    *,
+    precision: str | None = None,
+    interval: int | None = None,
+    data_root: str | None = None,
+    agreement: bool = False,
+    options: dict[str, Any] | None = None,
+) -> Config:
+    """Return a copy of a config with the ResQ fragment: settings, hook and sampler, as far as it lacks them.
+
+    Args:
+        config: a config of MMSeg or MMPose with a video dataset in ``test_dataloader``.
+        precision: instead of the config's.
+        interval: T, instead of the config's.
+        data_root: of the test and the calibration dataset.
+        agreement: measure the agreement with the float model, too.
+        options: dotted keys to override, as in ``--cfg-options``.
+
+    Raises:
+        ConfigError: the config has no test data.
+    """
+    config = copy.deepcopy(config)
+    config.merge_from_dict(options or {})
+    if not config.get("test_dataloader") or not config.get("test_evaluator"):
+        msg = f"{config.filename} has no test_dataloader or no test_evaluator; nothing can be measured."
+        raise ConfigError(msg)
+    settings = dict(config.get("resq") or {"precision": "W8A8->W4A4", "interval": 3})
+    settings |= {"precision": precision} if precision else {}
+    settings |= {"interval": interval} if interval else {}
+    if precision:
+        settings = {key: value for key, value in settings.items() if key not in ("keyframe", "residual")}
+    loader = dict(config.test_dataloader)
+    if loader.get("sampler", {}).get("type") == "DefaultSampler":
+        loader["sampler"] = SAMPLER
+    if data_root is not None:
+        loader["dataset"] = {**loader["dataset"], "data_root": data_root}
+        calibration = dict(settings.get("calibration", {}))
+        if calibration.get("dataset"):
+            calibration["dataset"] = {**calibration["dataset"], "data_root": data_root}
+        settings["calibration"] = calibration
+    evaluators = config.test_evaluator if isinstance(config.test_evaluator, (list, tuple)) else [config.test_evaluator]
+    config.resq, config.test_dataloader = settings, loader
+    config.default_hooks = {**config.get("default_hooks", {}), "resq": HOOK}
+    config.test_evaluator = [*evaluators, *([{"type": AGREEMENT[config.default_scope]}] if agreement else [])]
+    return config
+
+
+def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
+    """Run MMEngine's test loop on a prepared config in one scheme and return its row.
+
+    Args:
+        config: from `prepare_config`.
+        scheme: ``float``, ``frame`` (the keyframe precision for every frame) or ``resq``.
+
+    Raises:
+        ResQError: whatever the settings, the data or the checkpoint lack.
+    """
+    from mmengine.runner import Runner  # noqa: PLC0415
+
+    from resq_mmengine import mmcv_lite  # noqa: PLC0415
+    from resq_mmengine.hook import ResQHook, frame_shape  # noqa: PLC0415
+    from resq_mmengine.settings import read_settings  # noqa: PLC0415
+    from resq_mmengine.zoo import FrameModel  # noqa: PLC0415
+    from resq_plugin import ResQConfig, measure_cost  # noqa: PLC0415
+
+    mmcv_lite.install()
+    config = copy.deepcopy(config)
+    settings = read_settings(config.resq)
+    if settings is None:
+        msg = f"{config.filename} has resq = None; write resq = dict(precision='W8A8->W4A4', interval=3)."
+        raise ConfigError(msg)
+    notation, length = settings.config.notation, settings.config.interval
+    if scheme != "resq":
+        length = 1
+        notation = "W32A32" if scheme == "float" else str(settings.config.keyframe)
+        values = {key: value for key, value in config.resq.items() if key not in ("keyframe", "residual")}
+        config.resq = None if scheme == "float" else {**values, "precision": notation}
+        if scheme == "float":
+            config.test_evaluator = [e for e in config.test_evaluator if e["type"] not in AGREEMENT.values()]
+    config.log_level = "ERROR"
+    logging.getLogger("resq_plugin").setLevel(logging.ERROR)
+    # What the toolkits print, and say of their own deprecations, is nothing that our user can act on.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        runner = Runner.from_cfg(config)
+        metrics = runner.test()
+    model = FrameModel(runner.model)
+    shape = frame_shape(runner.model, runner.test_dataloader)
+    hook = next(hook for hook in runner.hooks if isinstance(hook, ResQHook))
+    gbops = (hook.cost or measure_cost(model, shape)).bops_per_frame / 1e9
+    base = measure_cost(model, shape, ResQConfig.parse("W8A8")).bops_per_frame / 1e9
+    name = _accuracy_name(metrics)
+    agreement = 100.0 if scheme == "float" else metrics.get("agreement")
+    return {
+        "scheme": "dynamic" if "{" in notation else scheme,
+        "precision": notation,
+        "interval": length,
+        "accuracy": float(metrics[name]),
+        "accuracy_by_position": [float(metrics.get(f"{name}_t{t}", metrics[name])) for t in range(length)],
+        "metric": name,
+        "agreement": agreement,
+        "gbops_per_frame": gbops,
+        "relative_bops": gbops / base,
+        "state_megabytes": metrics.get("resq/state_mb", 0.0),
+    }
+
+
+def _accuracy_name(metrics: dict[str, Any]) -> str:
+    for wanted in METRICS:
+        for name in metrics:
+            if name.rpartition("/")[2] == wanted:
+                return name
+    if not metrics:
+        msg = "the evaluator of the config yields no metric."
+        raise ResQError(msg)
+    return next(iter(metrics))

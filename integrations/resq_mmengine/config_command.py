@@ -1,0 +1,56 @@
+"""``resq configs``: the configs that ship with this package, and a copy of them to work on."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resq_plugin.errors import ResQError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["add_configs", "shipped_configs"]
+
+PACKAGES = ("resq_mmengine", "resq_mmseg", "resq_mmpose")
+
+
+def add_configs(commands: Any) -> None:
+    """``resq configs [--copy DIR]``."""
+    parser = commands.add_parser(
+        "configs",
+        help="list the shipped mm configs and fragments, or copy them",
+        description="List the shipped configs of MMSeg and MMPose and the fragments they are made of. A config names "
+        "its fragment by a relative path, so copy all of them to change one.",
+    )
+    parser.add_argument("--copy", type=Path, metavar="DIR", help="copy them there, in folders of the same names")
+    parser.set_defaults(run=_run)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the path of every shipped config by its name, such as ``resq_mmseg/configs/camvid/....py``."""
+    found = {}
+    for package in PACKAGES:
+        spec = find_spec(package)
+        for root in spec.submodule_search_locations or [] if spec else []:
+            parent = Path(root).parent
+            found.update({str(path.relative_to(parent)): path for path in sorted(Path(root).glob("configs/**/*.py"))})
+    return found
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    for name, path in shipped_configs().items():
+        if args.copy is None:
+            console.print(str(path), highlight=False, soft_wrap=True)
+            continue
+        target = args.copy / name
+        if target.exists():
+            msg = f"{target} exists already; give --copy another folder."
+            raise ResQError(msg)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        console.print(str(target), highlight=False, soft_wrap=True)
+    return 0

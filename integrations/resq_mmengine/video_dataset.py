@@ -1,0 +1,158 @@
+"""What the video datasets of MMSeg and MMPose share: frames that tell their clip to the sampler and to the hook."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import LoadAnnotations
+from mmengine.dataset import Compose
+
+from resq_plugin.errors import ConfigError, ResQError
+
+__all__ = ["DatasetError", "FramePipeline", "VideoDataset", "natural_key", "require_files", "seeded"]
+
+TAGS = ("clip_id", "frame_index", "labelled")
+"""What every data info carries and every data sample gets as metainfo."""
+
+
+class DatasetError(ResQError, ValueError):
+    """Files of a data set are missing or not in the documented layout."""
+
+
+class VideoDataset:
+    """Mixin for an MMEngine dataset whose data infos carry ``clip_id``, ``frame_index`` and ``labelled``.
+
+    Put it before the dataset class of the toolkit. Any model-zoo pipeline works unchanged: the data samples get the
+    three values as metainfo, whatever ``meta_keys`` says, and frames without a label skip ``LoadAnnotations``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pipeline = FramePipeline(self.pipeline.transforms)
+
+    def prepare_data(self, idx: int) -> Any:
+        """Run the pipeline on one frame; random transforms are alike for all frames of an interval.
+
+        Args:
+            idx: index of the frame, a `resq_mmengine.clips.FrameIndex` when `ClipSampler` gives it. Then the data
+                sample also tells whether it is a ``keyframe``.
+
+        Raises:
+            ConfigError: a transform cannot be alike for all frames of an interval, or needs a label that is missing.
+        """
+        seed, keyframe = getattr(idx, "seed", None), getattr(idx, "keyframe", None)
+        if seed is not None:
+            self.pipeline.check_alike()
+        with seeded(seed):
+            sample = super().prepare_data(idx)
+        if keyframe is not None and sample is not None and "data_samples" in sample:
+            sample["data_samples"].set_metainfo({"keyframe": keyframe == idx})
+        return sample
+
+
+class FramePipeline(Compose):
+    """The transforms of a dataset, run on one frame.
+
+    Raises:
+        ConfigError: a transform needs the label of a frame that has none.
+    """
+
+    def check_alike(self) -> None:
+        """Refuse a crop that depends on the labels of its frame.
+
+        Raises:
+            ConfigError: ``RandomCrop`` tries again where one class covers too much.
+        """
+        for transform in self.transforms:
+            if getattr(transform, "cat_max_ratio", 1.0) < 1:
+                msg = (
+                    f"{type(transform).__name__}(cat_max_ratio={transform.cat_max_ratio}) crops the frames of an "
+                    "interval at different places, because their labels differ; write cat_max_ratio=1.0 in the "
+                    "train_pipeline."
+                )
+                raise ConfigError(msg)
+
+    def __call__(self, data: dict) -> dict | None:
+        """Run all transforms."""
+        tags = {key: data[key] for key in TAGS}
+        for transform in self.transforms:
+            if not tags["labelled"] and isinstance(transform, LoadAnnotations):
+                continue
+            try:
+                data = transform(data)
+            except KeyError as error:
+                if tags["labelled"]:
+                    raise
+                msg = (
+                    f"{type(transform).__name__} needs {error} but frame {tags['frame_index']} of clip "
+                    f"{tags['clip_id']} has no label. Train on labelled frames only (frames=(0, 0)) or on "
+                    "pseudo-labels (pseudo_label_dir=..., made by `python -m resq_mmseg.pseudo_labels`)."
+                )
+                raise ConfigError(msg) from error
+            if data is None:
+                return None
+        if "data_samples" in data:
+            data["data_samples"].set_metainfo(tags)
+        return data
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Run a block with all random generators at a seed and put them back; None leaves them alone."""
+    if seed is None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def natural_key(text: str) -> list[tuple[int, str]]:
+    """Key for the order people expect.
+
+    >>> sorted(["f10.png", "f9.png"], key=natural_key)
+    ['f9.png', 'f10.png']
+    """
+    parts = re.split(r"(\d+)", text)
+    return [(int(part), part) if part.isdigit() else (-1, part) for part in parts]
+
+
+def require_files(paths: Iterable[str | Path], what: str, hint: str) -> None:
+    """Make sure that files exist, with one listing per folder.
+
+    Args:
+        paths: the files.
+        what: what they are, e.g. ``frames of CityscapesSnippets``.
+        hint: what to do when some are missing.
+
+    Raises:
+        DatasetError: some are missing; the first is named.
+    """
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        folder, name = os.path.split(path)
+        wanted[folder].append(name)
+    missing = []
+    for folder, names in wanted.items():
+        present = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
+        missing += [os.path.join(folder, name) for name in names if name not in present]
+    if missing:
+        total = sum(map(len, wanted.values()))
+        msg = f"{len(missing)} of {total} {what} are missing, first {missing[0]}. {hint}"
+        raise DatasetError(msg)

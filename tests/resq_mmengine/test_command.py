@@ -1,0 +1,119 @@
+"""``resq eval`` on a made-up CamVid folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("mmseg")
+
+from mmengine.runner import Runner
+from resq_mmengine.command import prepare_config
+from tiny_video import config, make_frames
+
+from resq_plugin.cli import main
+from resq_plugin.errors import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames, a float checkpoint and a config file without the fragment."""
+    folder = tmp_path_factory.mktemp("eval")
+    make_frames(folder, "calib", 4)
+    make_frames(folder, "val", 4)
+    torch.manual_seed(0)
+    cfg = config(folder, folder)
+    torch.save({"state_dict": Runner.from_cfg(cfg).model.state_dict(), "meta": {}}, folder / "float.pth")
+    cfg.default_hooks.pop("resq")
+    cfg.test_dataloader.sampler = {"type": "DefaultSampler", "shuffle": False}
+    cfg.dump(folder / "config.py")
+    return folder
+
+
+def run(case: Path, *arguments: str) -> dict[str, Any]:
+    out = case / "rows.json"
+    checkpoint = ("--checkpoint", str(case / "float.pth"))
+    assert main(["eval", str(case / "config.py"), *checkpoint, "--json", str(out), *arguments]) == 0
+    return json.loads(out.read_text())
+
+
+def test_the_three_schemes_side_by_side(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run(case, "--agreement")["rows"]
+    assert [(row["scheme"], row["precision"], row["interval"]) for row in rows] == [
+        ("float", "W32A32", 1),
+        ("frame", "W8A8", 1),
+        ("resq", "W8A8->W4A4", 3),
+    ]
+    assert [row["relative_bops"] for row in rows] == pytest.approx([16, 1, 0.5])
+    assert rows[0]["agreement"] == 100
+    assert rows[1]["agreement"] >= rows[2]["agreement"] > 20
+    assert {row["metric"] for row in rows} == {"seg/mIoU"}
+    assert len(rows[2]["accuracy_by_position"]) == 3
+    assert rows[2]["accuracy"] == pytest.approx(sum(rows[2]["accuracy_by_position"]) / 3)
+    printed = capsys.readouterr().out
+    assert "W8A8→W4A4" in printed
+    assert "seg/mIoU at positions 0 ... 2:" in printed
+
+
+def test_arguments_go_before_the_config(case: Path) -> None:
+    arguments = ("--precision", "W8A8->W8A{0,4,8}", "--interval", "2", "--schemes", "resq")
+    row = run(case, *arguments, "--cfg-options", "resq.policy.threshold=0.3")["rows"][0]
+    assert (row["scheme"], row["precision"], row["interval"]) == ("dynamic", "W8A8->W8A{0,4,8}", 2)
+    assert row["agreement"] is None
+
+
+def test_the_calibrated_checkpoint_is_kept_with_a_work_dir(case: Path, tmp_path: Path) -> None:
+    first = run(case, "--schemes", "resq", "--work-dir", str(tmp_path))["rows"]
+    arguments = ["eval", str(case / "config.py"), "--checkpoint", str(tmp_path / "resq_calibrated.pth")]
+    options = [
+        "--schemes",
+        "resq",
+        "--json",
+        str(case / "again.json"),
+        "--cfg-options",
+        "resq.calibration.dataset=None",
+    ]
+    assert main(arguments + options) == 0
+    assert json.loads((case / "again.json").read_text())["rows"] == first
+
+
+def test_data_root_goes_to_test_and_calibration_data(case: Path) -> None:
+    found = prepare_config(config(case, case), data_root="elsewhere")
+    assert found.test_dataloader.dataset.data_root == "elsewhere"
+    assert found.resq.calibration.dataset.data_root == "elsewhere"
+
+
+def test_agreement_of_poses_is_that_of_joints(case: Path) -> None:
+    found = prepare_config(config(case, case, default_scope="mmpose"), agreement=True)
+    assert found.test_evaluator[-1]["type"] == "resq_mmpose.JointAgreement"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "nowhere.pth"], "nowhere.pth: there is no such file"),
+        (["--precision", "W8A8->W4A99"], "99"),
+        (["--cfg-options", "resq.intervall=3"], "Did you mean 'interval'"),
+    ],
+)
+def test_errors_are_one_line(
+    case: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    checkpoint = [] if "--checkpoint" in arguments else ["--checkpoint", str(case / "float.pth")]
+    assert main(["eval", str(case / "config.py"), *checkpoint, *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_config_without_test_data(case: Path) -> None:
+    cfg = config(case, case)
+    cfg.test_dataloader = None
+    with pytest.raises(ConfigError, match="no test_dataloader"):
+        prepare_config(cfg)
