@@ -1,11 +1,10 @@
 """What a moving crop costs: JHMDB's real sequence with a trained PoseNet, through MMEngine's Runner.
 
 The sequence is brought into JHMDB's layout with links and read by ``resq_mmpose.JhmdbVideo``. Ranges are calibrated
-on its first 13 frames and accuracy is measured on the other 27, at every position of intervals of T = 3. PCK@0.2 is
-that of MMPose's ``JhmdbPCKAccuracy`` over the 12 limb joints, by the box of the joints. Agreement is the share of
-joints within 0.05 of where the float model sees them on the same crop; float is the float model's own PCK on the crops
-of that row, which an interval's crop may not fit as well. The residual is ‖x_t - x_k‖ / ‖x_k‖ of the
-input crops.
+on 13 of its frames, the first or the last, and accuracy is measured on the other 27, at every position of T = 3.
+PCK@0.2 is that of MMPose's ``JhmdbPCKAccuracy`` over the 12 limb joints, by the box of the joints. Agreement is the
+share of joints within 0.05 of where the float model sees them on the same crop; float is the float model's own PCK on
+the crops of that row. The residual is ‖x_t - x_k‖ / ‖x_k‖ of the input crops.
 
     uv run python benchmarks/pose_crop.py        # about five minutes on one core; resumes where it stopped
 """
@@ -36,12 +35,14 @@ from resq_mmengine.clips import clips_of, intervals_to_measure  # noqa: E402
 
 VIDEO = "Goal_Keeping_Tips_catch_f_cm_np1_fr_med_2"
 ACTION = "catch"
-CALIBRATION, MEASURED = list(range(13)), list(range(13, 40))
+FRAMES = 40
+FOLDS = {"first": range(13), "last": range(27, FRAMES)}
+"""Frames that calibrate; the others are measured."""
 SIZE = (257, 257)
 INTERVAL = 3
 CROPS = ("interval", "clip", "frame")
 FRAME, RESQ = ("W8A8", "W8A4", "W4A4"), ("W8A8->W8A4", "W8A8->W4A4")
-Setting = tuple[str, str | None, str]  # crop, precision, weights
+Setting = tuple[str, str | None, str, str]  # crop, precision, weights, fold
 LIMBS = ("Sho", "Elb", "Wri", "Hip", "Knee", "Ank")
 
 
@@ -88,10 +89,15 @@ def dataset(root: Path, crop: str, frames: list[int]) -> dict[str, Any]:
     }
 
 
-def config(root: Path, crop: str, precision: str | None, weights: str) -> Config:
+def measured(fold: str) -> list[int]:
+    return [frame for frame in range(FRAMES) if frame not in FOLDS[fold]]
+
+
+def config(root: Path, setting: Setting) -> Config:
+    crop, precision, weights, fold = setting
     settings = None
     if precision is not None:
-        clips = {"dataset": dataset(root, crop, CALIBRATION), "length": INTERVAL, "step": 1}
+        clips = {"dataset": dataset(root, crop, list(FOLDS[fold])), "length": INTERVAL, "step": 1}
         settings = {"precision": precision, "interval": INTERVAL, "weights": weights, "calibration": clips}
     options = {"thr": 0.2, "norm_item": "bbox"}
     metrics = [{"type": "JhmdbPCKAccuracy", **options}]
@@ -114,7 +120,7 @@ def config(root: Path, crop: str, precision: str | None, weights: str) -> Config
                 "batch_size": 1,
                 "num_workers": 0,
                 "sampler": {"type": "resq_mmengine.ClipSampler"},
-                "dataset": dataset(root, crop, MEASURED),
+                "dataset": dataset(root, crop, measured(fold)),
             },
             "test_cfg": {},
             "test_evaluator": metrics,
@@ -126,8 +132,8 @@ def config(root: Path, crop: str, precision: str | None, weights: str) -> Config
 
 def measure(root: Path, setting: Setting, state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Run one setting through the Runner."""
-    crop, precision, weights = setting
-    runner = Runner.from_cfg(config(root, crop, precision, weights))
+    crop, precision, weights, fold = setting
+    runner = Runner.from_cfg(config(root, setting))
     runner.model.load_state_dict(state)
     found = runner.test()
 
@@ -139,6 +145,7 @@ def measure(root: Path, setting: Setting, state: dict[str, torch.Tensor]) -> dic
     row |= {
         "weights": weights,
         "crop": crop,
+        "calibrated_on": fold,
         "interval": INTERVAL if residual else 1,
         "accuracy": pck(),
         "metric": "PCK@0.2",
@@ -153,9 +160,9 @@ def measure(root: Path, setting: Setting, state: dict[str, torch.Tensor]) -> dic
     return row
 
 
-def input_residual(root: Path, crop: str) -> float:
+def input_residual(root: Path, crop: str, fold: str) -> float:
     """Mean of ‖x_t - x_k‖ / ‖x_k‖ over the residual frames, x the normalized crop."""
-    frames = DATASETS.build(dataset(root, crop, MEASURED))
+    frames = DATASETS.build(dataset(root, crop, measured(fold)))
     intervals = [part for clip in clips_of(frames) for part in intervals_to_measure(clip, INTERVAL)]
     ratios = []
     for interval in intervals:
@@ -166,9 +173,10 @@ def input_residual(root: Path, crop: str) -> float:
 
 def settings() -> list[Setting]:
     """Return every row of the table. Folded depthwise weights need a scale per channel; one row shows it."""
-    rows: list[Setting] = [("frame", precision, "channel") for precision in (None, *FRAME)]
-    rows += [("frame", FRAME[0], "tensor")]
-    return rows + [(crop, precision, "channel") for precision in RESQ for crop in CROPS]
+    rows: list[Setting] = [("frame", precision, "channel", "first") for precision in (None, *FRAME)]
+    rows += [("frame", FRAME[0], "tensor", "first")]
+    rows += [(crop, precision, "channel", "first") for precision in RESQ for crop in CROPS]
+    return rows + [(crop, RESQ[0], "channel", "last") for crop in CROPS]
 
 
 def main() -> None:
@@ -182,20 +190,31 @@ def main() -> None:
     init_default_scope("mmpose")
     state = load_weights(require(args.data / "weights" / "posenet_mobilenetv1.pth"))
     known = [] if args.fresh or not args.out.exists() else json.loads(args.out.read_text())["rows"]
-    done = {(row["crop"], row["precision"], row["weights"]): row for row in known}
-    data = f"JHMDB {VIDEO}, frames 14 to 40, crops {SIZE[0]}x{SIZE[1]}, T = {INTERVAL}"
+    done = {(row["crop"], row["precision"], row["weights"], row["calibrated_on"]): row for row in known}
+    data = f"JHMDB {VIDEO}, crops {SIZE[0]}x{SIZE[1]}, T = {INTERVAL}"
     head = {"data": data, "net": "PoseNet MobileNetV1-0.75", "machine": machine()}
-    table = Table("scheme", "precision", "weights", "crop", "residual", "float", "PCK@0.2", "agreement %", "GBOPs")
+    table = Table(
+        "scheme", "precision", "weights", "crop", "fold", "residual", "float", "PCK@0.2", "agreement %", "GBOPs"
+    )
     with tempfile.TemporaryDirectory() as folder:
         root = layout(args.data, Path(folder))
         for setting in settings():
             if setting not in done:
                 done[setting] = measure(root, setting, state)
                 if done[setting]["scheme"] == "resq":
-                    done[setting]["input_residual"] = input_residual(root, setting[0])
+                    done[setting]["input_residual"] = input_residual(root, setting[0], setting[3])
                 write(args.out, head | {"rows": [done[known] for known in settings() if known in done]})
             row = done[setting]
-            names = ("scheme", "precision", "weights", "crop", "input_residual", "float_accuracy", "accuracy")
+            names = (
+                "scheme",
+                "precision",
+                "weights",
+                "crop",
+                "calibrated_on",
+                "input_residual",
+                "float_accuracy",
+                "accuracy",
+            )
             values = [row.get(name) for name in (*names, "agreement", "gbops_per_frame")]
             table.add_row(*["" if value is None else str(value) for value in values])
     Console().print(table)

@@ -152,10 +152,12 @@ def _is_linear(module: nn.Module) -> bool:
 def float_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict that the float model had, with today's weights: it loads strictly into a float model."""
     residual_layers(model)
-    extra = set()
+    extra: set[str] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         own = set(STATE_KEYS)
         if isinstance(module, ResidualLayer):
-            own |= {key for key in module.state_dict() if key.split(".")[0] in module.own_state}
+            own |= set(module.own_state)
         extra |= {f"{name}.{key}".lstrip(".") for key in own}
-    return {key: value for key, value in model.state_dict().items() if key not in extra}
+    prefixes = tuple(f"{key}." for key in extra)
+    state = model.state_dict()
+    return {key: value for key, value in state.items() if key not in extra and not key.startswith(prefixes)}

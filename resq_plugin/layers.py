@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +52,11 @@ class ActivationQuantizer(Protocol):
 
     bits: int
     signed: bool
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether there is a range; always for 0 bits."""
+        ...
 
     @property
     def scale(self) -> Tensor:
@@ -192,10 +197,17 @@ def dense_execution() -> Iterator[None]:
 def residual_layers(model: nn.Module) -> dict[str, ResidualLayer]:
     """Return the converted layers of a model by the name they were converted under.
 
+    A layer that was made by hand, without a name, gets the one under which the model holds it.
+
     Raises:
         ConversionError: there are none, or two of one name.
     """
-    found = [module for module in model.modules() if isinstance(module, ResidualLayer)]
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, ResidualLayer):
+            if not module.settings.name:
+                module.settings = replace(module.settings, name=name)
+            found.append(module)
     layers = {module.settings.name: module for module in found}
     if len(layers) < len(found):
         names = [module.settings.name for module in found]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from helpers import ZOO, video
 from hypothesis import settings
 from torch import Tensor
 
+torch.set_num_threads(1)  # the tests' tensors are tiny: threads would wait for each other most of the time
 settings.register_profile("resq", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("resq")
 

@@ -138,7 +138,7 @@ def test_search_finds_the_minimum_of_equation_8(bits: int, rectified: bool) -> N
 
     found = search_range(candidate_ranges(float(x.min()), float(x.max()), 12), loss)
     best = next(iter(found))
-    assert best == pytest.approx(naive_search(x, w, F.conv2d, bits, 12), rel=1e-12)
+    assert best == pytest.approx(naive_search(x, w, F.conv2d, bits, 12), rel=1e-7)  # one rounding to float32
     assert bits == 8 or best < float(x.abs().max())  # with few bits clipping pays
 
 

@@ -103,10 +103,12 @@ class HostedLayer(nn.Module):
         self._weights.clear()
         own = {key: value for key, value in self.state_dict().items() if key.split(".")[0] in self.own_state}
         for group in (RESIDUAL_STATE, HOST_STATE):
-            absent = {prefix + key: value for key, value in own.items() if key.split(".")[0] in group}
-            if not absent.keys() & state_dict.keys():  # a float checkpoint, or one of a sim that was not converted
-                state_dict.update(absent)
-                self._stale = self._stale or group is HOST_STATE
+            keys = {prefix + key: value for key, value in own.items() if key.split(".")[0] in group}
+            is_absent = not keys.keys() & state_dict.keys()  # a float checkpoint, or one of a sim not converted
+            if is_absent:
+                state_dict.update(keys)
+            if group is HOST_STATE and prefix + "weight" in state_dict:
+                self._stale = is_absent
         if self.is_tied and prefix + "weight" in state_dict:
             state_dict[prefix + TIED] = state_dict[prefix + "weight"]
         for key, value in list(state_dict.items()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from aimet_torch.quantization.affine import QuantizeDequantize
@@ -77,6 +77,11 @@ class ActivationView:
         return self.quantizer.get_scale()
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether there is a range."""
+        return bool(self.quantizer.is_initialized())
+
+    @property
     def range(self) -> tuple[float, float]:
         """The range (r_min, r_max) of which the scale was made."""
         return float(self.quantizer.min.detach()), float(self.quantizer.max.detach())
@@ -90,7 +95,7 @@ class ActivationView:
 
     def check(self) -> None:
         """Raise unless calibrated."""
-        if not self.quantizer.is_initialized():
+        if not self.is_calibrated:
             msg = f"{self.owner} has no range; call resq_plugin.calibrate(model, clips) before you run the model."
             raise CalibrationError(msg)
 

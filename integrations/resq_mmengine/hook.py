@@ -19,6 +19,7 @@ from torch import nn
 
 from resq_mmengine.agreement import FloatAgreement
 from resq_mmengine.calibration import calibrate_from_settings, is_calibrated
+from resq_mmengine.flat_state import flatten_states
 from resq_mmengine.refusals import check_dataloader, check_model
 from resq_mmengine.registry import HOOKS
 from resq_mmengine.safe_load import store_histories_as_numbers
@@ -107,6 +108,7 @@ class ResQHook(Hook):
             present = next(iter(residual_layers(model).values())).settings.config
         except ConversionError:
             convert(model, config)
+            flatten_states(model)
             return
         if present != config:
             msg = f"the runner's model is already converted to {present.notation}; build a new runner for another one."

@@ -35,7 +35,7 @@ class ClipSampler(Sampler[FrameIndex]):
         seed: of the shuffling and of random transforms; the same on all ranks by default.
 
     Raises:
-        ConfigError: the dataset does not tell clips.
+        ConfigError: the dataset does not tell clips, or wraps one that does.
     """
 
     def __init__(
@@ -47,6 +47,12 @@ class ClipSampler(Sampler[FrameIndex]):
         step: int | None = None,
         seed: int | None = None,
     ) -> None:
+        if hasattr(dataset, "datasets") or hasattr(dataset, "dataset"):
+            msg = (
+                f"{type(dataset).__name__} hands its frames on as plain indices, so crops and random transforms would "
+                "not know their interval; write the video dataset itself into dataset=dict(...)."
+            )
+            raise ConfigError(msg)
         self.dataset, self.shuffle, self.length, self.step = dataset, shuffle, length, step
         self.seed = sync_random_seed() if seed is None else seed
         self.rank, self.world_size = get_dist_info()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ class VideoSession:
     def __init__(self, model: nn.Module, interval: int | None = None) -> None:
         self.model, self.interval = model, interval
         self._last: list[tuple[str, int]] | None = None
-        self._float: dict[tuple[str, int], Any] = {}
+        self._float: dict[bytes, Any] = {}
+        self._float_clips: set[str] = set()
 
     @cached_property
     def video(self) -> Stream:
@@ -76,16 +78,18 @@ class VideoSession:
             self.video.close()
 
     def _step_with_float(self, data_batch: Any) -> Any:
+        # A frame comes again at other positions; its crop may be another one then.
+        keys = [hashlib.sha256(image.numpy(force=True).tobytes()).digest() for image in data_batch["inputs"]]
         predictions = self.step(copy.copy(data_batch))
-        places = [_place(sample) for sample in predictions]
-        if not all(place in self._float for place in places):
-            if {clip for clip, _ in places} != {clip for clip, _ in self._float}:
-                self._float.clear()  # frames are visited again at other positions, but clips are not
+        clips = {_place(sample)[0] for sample in predictions}
+        if clips != self._float_clips:
+            self._float, self._float_clips = {}, clips
+        if not all(key in self._float for key in keys):
             with dense_execution():
                 found = type(self.model).test_step(self.model, copy.deepcopy(data_batch))  # type: ignore[attr-defined]
-            self._float.update(zip(places, found, strict=True))
-        for place, prediction in zip(places, predictions, strict=True):
-            of_float = self._float[place]
+            self._float.update(zip(keys, found, strict=True))
+        for key, prediction in zip(keys, predictions, strict=True):
+            of_float = self._float[key]
             prediction.set_field(of_float, "float_prediction", dtype=type(of_float))
         return predictions
 

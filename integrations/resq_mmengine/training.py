@@ -9,6 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from resq_mmengine.flat_state import flatten_states
 from resq_mmengine.registry import MODELS
 from resq_mmengine.sampler import IntervalBatchSampler
 from resq_mmengine.settings import read_settings
@@ -61,6 +62,7 @@ class ResQModel(BaseModel):
             raise ConfigError(msg)
         self.settings = settings
         self.architecture = convert(model, settings.config)
+        flatten_states(model)
         for layer in residual_layers(model).values():
             for quantizer in layer.activation_quantizers().values():
                 if isinstance(quantizer, torch.nn.Module):

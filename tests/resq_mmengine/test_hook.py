@@ -228,6 +228,20 @@ def test_batches_of_clips_in_step_give_the_same(videos: Path, weights: Path, tmp
         assert batched.evaluation.bit_shares[layer] == pytest.approx(pool)
 
 
+@pytest.mark.parametrize(("backend", "toolkit"), [("aimet", "aimet_torch"), ("brevitas", "brevitas")])
+def test_the_numbers_are_those_of_the_other_backends(
+    videos: Path, weights: Path, tmp_path: Path, backend: str, toolkit: str
+) -> None:
+    pytest.importorskip(toolkit)
+    _, _, expected = run(videos, tmp_path / "torch", weights)
+    _, _, found = run(videos, tmp_path, weights, resq__backend=backend)
+    assert found == expected
+    _, _, again = run(
+        *(videos, tmp_path / "again", tmp_path / CALIBRATED), resq__backend=backend, resq__calibration__dataset=None
+    )
+    assert again == expected
+
+
 def test_workers_change_nothing(videos: Path, weights: Path, tmp_path: Path) -> None:
     _, _, inside = run(videos, tmp_path, weights)
     _, _, outside = run(videos, tmp_path, tmp_path / CALIBRATED, test_dataloader__num_workers=2)

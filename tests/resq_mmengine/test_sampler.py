@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("mmengine")
 
 from resq_mmengine.sampler import ClipBatchSampler, ClipSampler, IntervalBatchSampler
-from torch.utils.data import SequentialSampler
+from torch.utils.data import ConcatDataset, SequentialSampler
 
 from resq_plugin.errors import ConfigError
 
@@ -129,6 +129,12 @@ def test_intervals_with_labels_at_other_positions_are_not_mixed() -> None:
 def test_a_batch_sampler_needs_a_clip_sampler(kind: Any) -> None:
     with pytest.raises(ConfigError, match=r"not on SequentialSampler; write sampler=dict\(_delete_=True"):
         kind(SequentialSampler([1, 2]), 2)
+
+
+def test_a_wrapped_dataset_is_refused() -> None:
+    wrapped = ConcatDataset([Videos(2), Videos(3)])
+    with pytest.raises(ConfigError, match="ConcatDataset hands its frames on as plain indices"):
+        ClipSampler(wrapped, seed=0)
 
 
 def test_nothing_to_measure() -> None:
