@@ -9,6 +9,7 @@ import io
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,10 +183,7 @@ def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
         if scheme == "float":
             config.test_evaluator = [e for e in config.test_evaluator if e["type"] not in AGREEMENT.values()]
     config.log_level = "ERROR"
-    logging.getLogger("resq_plugin").setLevel(logging.ERROR)
-    # What the toolkits print, and say of their own deprecations, is nothing that our user can act on.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with _quiet():
         runner = Runner.from_cfg(config)
         metrics = runner.test()
     model = FrameModel(runner.model)
@@ -207,6 +205,20 @@ def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
         "relative_bops": gbops / base,
         "state_megabytes": metrics.get("resq/state_mb", 0.0),
     }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the toolkits print, and say of their own deprecations: nothing that our user can act on."""
+    logger = logging.getLogger("resq_plugin")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _accuracy_name(metrics: dict[str, Any]) -> str:

@@ -53,7 +53,9 @@ def load_config(source: str | Path) -> Config:
     from mmengine.config import Config  # noqa: PLC0415
 
     try:
-        return Config.fromfile(str(path))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+            return Config.fromfile(str(path))
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "pkg_resources":
             # mmengine finds the package of a `mmseg::...` base with it and does not declare it as a dependency.

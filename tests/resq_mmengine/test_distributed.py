@@ -64,7 +64,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.mark.parametrize("precision", ["W8A8->W4A4", "W8A8->W4A{0,4,8}"])
+@pytest.mark.parametrize("precision", [pytest.param("W8A8->W4A4", marks=pytest.mark.slow), "W8A8->W4A{0,4,8}"])
 def test_two_ranks_measure_what_one_measures(tmp_path: Path, precision: str) -> None:
     make_frames(tmp_path, "calib", 4)
     make_frames(tmp_path, "val", 7)

@@ -14,17 +14,19 @@ import torch
 pytest.importorskip("mmseg")
 
 from mmengine.config import DictAction
+from mmengine.dataset import pseudo_collate
 from mmengine.model.utils import _BatchNormXd
 from mmengine.runner import Runner, load_checkpoint
 from resq_mmengine.calibration import is_calibrated
 from resq_mmengine.hook import CALIBRATED, ResQHook
+from resq_mmengine.session import VideoSession
 from tiny_video import config, dataset, make_frames
 
 from resq_plugin import ResQConfig, convert, float_state_dict, stream
 from resq_plugin.backends.batch_norm import FoldedBatchNorm
 from resq_plugin.errors import CalibrationError, CheckpointError, ConfigError
 from resq_plugin.evaluate import MeanIoU, evaluate
-from resq_plugin.layers import residual_layers
+from resq_plugin.layers import dense_execution, residual_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -303,6 +305,21 @@ def test_the_agreement_with_the_float_model(videos: Path, weights: Path, tmp_pat
     assert fine["agreement"] > 99.5
     assert coarse["agreement"] < fine["agreement"]
     assert "test_step" not in runner.model.__dict__
+
+
+def test_a_frame_seen_through_another_crop_has_its_own_float_prediction(
+    videos: Path, weights: Path, tmp_path: Path
+) -> None:
+    runner, _, _ = run(videos, tmp_path, weights)
+    model, item = runner.model, runner.test_dataloader.dataset[0]
+    session = VideoSession(model)
+    with torch.no_grad(), session.installed(with_float=True):
+        for image in (item["inputs"], item["inputs"].flip(-1), item["inputs"]):
+            batch = pseudo_collate([{"inputs": image, "data_samples": copy.deepcopy(item["data_samples"])}])
+            [found] = model.test_step(copy.deepcopy(batch))
+            with dense_execution():
+                [expected] = type(model).test_step(model, batch)
+            assert torch.equal(found.float_prediction.pred_sem_seg.data, expected.pred_sem_seg.data)
 
 
 def test_an_error_in_a_frame_leaves_no_trace(videos: Path, weights: Path, tmp_path: Path) -> None:
