@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = [
     "check_version",
     "grid_of",
     "initialize",
+    "is_correcting_bias",
     "is_exporting",
     "is_initialized",
     "is_observing",
@@ -34,7 +36,7 @@ def check_version(found: str) -> None:
     Raises:
         ConversionError: it is older or newer; the line to install a fitting one is named.
     """
-    parts = tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdigit())
+    parts = tuple(int(part) for part in found.split("+", maxsplit=1)[0].split(".")[:3] if part.isdigit())
     if not OLDEST <= parts < TOO_NEW:
         low, high = (".".join(map(str, end)) for end in (OLDEST, TOO_NEW))
         msg = f'brevitas {found} is not supported; install a tested one: pip install "brevitas>={low},<{high}".'
@@ -89,11 +91,11 @@ def is_initialized(proxy: QuantProxyFromInjector) -> bool:
 
 
 def initialize(proxy: QuantProxyFromInjector, value: float) -> None:
-    """Set the learned range of an activation quantizer, which ends the collection of statistics."""
+    """Set the learned range of an activation quantizer, which ends the collection of statistics for good."""
     scaling = scaling_of(proxy)
     for holder in (scaling.value, scaling.buffer):
         holder.data.fill_(value)
-    scaling.counter = scaling.collect_stats_steps + 1
+    scaling.counter = sys.maxsize
 
 
 def remake(proxy: QuantProxyFromInjector, **settings: Any) -> None:
@@ -106,7 +108,14 @@ def remake(proxy: QuantProxyFromInjector, **settings: Any) -> None:
     if "signed" in settings:
         proxy.is_signed = settings["signed"]
     proxy.train(was_training)
-    proxy.to(device)
+    if device is not None and device.type != "meta":
+        proxy.to(device)
+
+
+def is_correcting_bias(layer: nn.Module) -> bool:
+    """Whether Brevitas' `bias_correction_mode` watches a layer, which it runs twice."""
+    owners = (getattr(getattr(hook, "func", hook), "__self__", None) for hook in layer._forward_hooks.values())
+    return any(type(owner).__name__ == "_BiasCorrection" for owner in owners)  # its import is slow and warns
 
 
 def settings_of(injector: Any) -> set[str]:

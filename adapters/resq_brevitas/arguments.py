@@ -55,7 +55,7 @@ def split_arguments(layer: str, arguments: Mapping[str, Any]) -> tuple[dict[str,
     host = {key: value for key, value in arguments.items() if not key.startswith(PREFIX)}
     config, name = own.pop("config", None), own.pop("name", "")
     injectors = {part: own.pop(f"{part}_quant", None) for part in ("input", "weight")}
-    if config is None and not any(injectors.values()):
+    if config is None and all(injector is None for injector in injectors.values()):  # injectors are all false
         _check_settings(layer, own, dict.fromkeys(injectors, ResQAct))
         if any(value is not None for value in own.values()):
             msg = (
@@ -67,12 +67,15 @@ def split_arguments(layer: str, arguments: Mapping[str, Any]) -> tuple[dict[str,
     if isinstance(config, str):
         config = ResQConfig.parse(config)
     config = _complete(host, own, config, name)
-    injectors = {part: injectors[part] or default for part, default in _defaults(config).items()}
+    for part, default in {"input": ResQAct, "weight": WEIGHTS[config.weights]}.items():
+        if injectors[part] is None:
+            injectors[part] = default
+        if host.get(f"{part}_quant") is None:
+            host[f"{part}_quant"] = default
     for part, injector in injectors.items():
         if not isclass(injector):
             msg = f"{layer}: residual_{part}_quant={injector!r} must be a class such as resq_brevitas.ResQAct."
             raise ConfigError(msg)
-        host[f"{part}_quant"] = host.get(f"{part}_quant") or _defaults(config)[part]
     _check_settings(layer, own, injectors)
     keyframe, residual = config.precision_of(name)
     own["weight_bit_width"] = (residual or keyframe).weight
@@ -80,10 +83,6 @@ def split_arguments(layer: str, arguments: Mapping[str, Any]) -> tuple[dict[str,
     host |= {"weight_bit_width": keyframe.weight, "input_bit_width": keyframe.activation}
     quantizers = {f"{part}_quant": injector for part, injector in injectors.items()} | own
     return host, Residual(LayerSettings(name, keyframe, residual, config), quantizers)
-
-
-def _defaults(config: ResQConfig) -> dict[str, Any]:
-    return {"input": ResQAct, "weight": WEIGHTS[config.weights]}
 
 
 def _complete(host: Mapping[str, Any], own: Mapping[str, Any], config: ResQConfig | None, name: str) -> ResQConfig:
@@ -118,7 +117,7 @@ def _check_settings(layer: str, own: Mapping[str, Any], injectors: Mapping[str, 
         if PREFIX + key not in allowed:
             msg = (
                 f"{layer} has no argument {PREFIX}{key}.{nearest(PREFIX + key, [PREFIX + name for name in shown])} "
-                f"Allowed are {', '.join(sorted(PREFIX + name for name in shown))} and other settings of the quantizers "
-                "with residual_input_ or residual_weight_."
+                f"Allowed are {', '.join(sorted(PREFIX + name for name in shown))} and other settings of the "
+                "quantizers with residual_input_ or residual_weight_."
             )
             raise ConfigError(msg)

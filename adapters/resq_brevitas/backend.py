@@ -60,7 +60,6 @@ def detach(module: Any) -> None:
         return
     original, before = module._original, module._before
     module.release()
-    module._hook.remove()
     for name in attributes(module) - before:
         delattr(module, name)
     module.__class__ = original

@@ -45,7 +45,8 @@ def add_residual(layer: Any, settings: Any, before: set[str] | None = None, **qu
     Args:
         layer: of one of this module's public classes.
         settings: what the layer knows of the configuration.
-        before: names of attributes to keep when this is undone.
+        before: names of a float layer's attributes, to keep when this is undone. None for a layer that was made by
+            hand: its model has no place for what `resq_plugin.convert` knows of folded batch norms.
         quantizers: arguments of `BrevitasResidualLayer.setup_residual`.
 
     Raises:
@@ -53,7 +54,7 @@ def add_residual(layer: Any, settings: Any, before: set[str] | None = None, **qu
     """
     original = type(layer)
     if original not in _RESIDUAL:
-        msg = f"{original.__name__} is a subclass of a ResQ layer, which cannot have residual_* arguments; use the layer."
+        msg = f"{original.__name__} is a subclass of a ResQ layer and cannot have residual_* arguments; use the layer."
         raise ConversionError(msg)
     if layer.bias_quant.is_quant_enabled and layer.bias_quant.requires_input_scale:
         msg = (
@@ -61,10 +62,12 @@ def add_residual(layer: Any, settings: Any, before: set[str] | None = None, **qu
             "frames; write bias_quant=None or one with its own scale, e.g. Int8BiasPerTensorFloatInternalScaling."
         )
         raise ConversionError(msg)
-    before = attributes(layer) if before is None else before
     layer.__class__ = _RESIDUAL[original]
+    own = attributes(layer) if before is None else before
     layer.setup_residual(settings, **quantizers)
-    layer.__dict__.update(_original=original, _before=before)
+    if before is None:
+        layer.__dict__.pop("_folded")
+    layer.__dict__.update(_original=original, _before=own)
 
 
 def attributes(layer: nn.Module) -> set[str]:
@@ -72,43 +75,43 @@ def attributes(layer: nn.Module) -> set[str]:
     return {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
 
 
-class ResQConv1d(brevitas_nn.QuantConv1d):  # type: ignore[misc]
+class ResQConv1d(brevitas_nn.QuantConv1d):
     """Brevitas' `QuantConv1d`, with a residual path if ``residual_*`` arguments ask for one."""
 
     __init__ = _with_residual(brevitas_nn.QuantConv1d.__init__)
 
 
-class ResQConv2d(brevitas_nn.QuantConv2d):  # type: ignore[misc]
+class ResQConv2d(brevitas_nn.QuantConv2d):
     """Brevitas' `QuantConv2d`, with a residual path if ``residual_*`` arguments ask for one."""
 
     __init__ = _with_residual(brevitas_nn.QuantConv2d.__init__)
 
 
-class ResQConv3d(brevitas_nn.QuantConv3d):  # type: ignore[misc]
+class ResQConv3d(brevitas_nn.QuantConv3d):
     """Brevitas' `QuantConv3d`, with a residual path if ``residual_*`` arguments ask for one."""
 
     __init__ = _with_residual(brevitas_nn.QuantConv3d.__init__)
 
 
-class ResQConvTranspose1d(brevitas_nn.QuantConvTranspose1d):  # type: ignore[misc]
+class ResQConvTranspose1d(brevitas_nn.QuantConvTranspose1d):
     """Brevitas' `QuantConvTranspose1d`, with a residual path if ``residual_*`` arguments ask for one."""
 
     __init__ = _with_residual(brevitas_nn.QuantConvTranspose1d.__init__)
 
 
-class ResQConvTranspose2d(brevitas_nn.QuantConvTranspose2d):  # type: ignore[misc]
+class ResQConvTranspose2d(brevitas_nn.QuantConvTranspose2d):
     """Brevitas' `QuantConvTranspose2d`, with a residual path if ``residual_*`` arguments ask for one."""
 
     __init__ = _with_residual(brevitas_nn.QuantConvTranspose2d.__init__)
 
 
-class ResQConvTranspose3d(brevitas_nn.QuantConvTranspose3d):  # type: ignore[misc]
+class ResQConvTranspose3d(brevitas_nn.QuantConvTranspose3d):
     """Brevitas' `QuantConvTranspose3d`, with a residual path if ``residual_*`` arguments ask for one."""
 
     __init__ = _with_residual(brevitas_nn.QuantConvTranspose3d.__init__)
 
 
-class ResQLinear(brevitas_nn.QuantLinear):  # type: ignore[misc]
+class ResQLinear(brevitas_nn.QuantLinear):
     """Brevitas' `QuantLinear`, with a residual path if ``residual_*`` arguments ask for one."""
 
     __init__ = _with_residual(brevitas_nn.QuantLinear.__init__)

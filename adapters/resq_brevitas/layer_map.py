@@ -12,7 +12,9 @@ from resq_plugin.config import ResQConfig
 __all__ = ["layer_map"]
 
 
-def layer_map(config: ResQConfig | str, **quantizers: Any) -> dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]]:
+def layer_map(
+    config: ResQConfig | str, **quantizers: Any
+) -> dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]]:
     """Return what ``layerwise_quantize(model, compute_layer_map=...)`` takes.
 
     Layers that the configuration does not select become Brevitas' layers without quantizers.
@@ -25,12 +27,12 @@ def layer_map(config: ResQConfig | str, **quantizers: Any) -> dict[type[nn.Modul
     chosen = ResQConfig.parse(config) if isinstance(config, str) else config
 
     def if_selected(value: Any) -> Any:
-        return lambda module, name: value if chosen.selects(name) else None
+        return lambda _, name: value if chosen.selects(name) else None
 
     arguments = {key: if_selected(value) for key, value in quantizers.items()}
     arguments |= {
         "residual_config": if_selected(chosen),
-        "residual_name": lambda module, name: name,
+        "residual_name": lambda _, name: name,
         "weight_quant": if_selected(quantizers.get("weight_quant")),
     }
     return {kind: (layer, dict(arguments)) for kind, layer in RESQ_CLASSES.items()}

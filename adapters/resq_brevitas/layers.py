@@ -11,11 +11,19 @@ import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, nn
 
-from resq_brevitas._compat import is_exporting, is_initialized, is_observing, is_quantizing, plain, remake
+from resq_brevitas._compat import (
+    is_correcting_bias,
+    is_exporting,
+    is_initialized,
+    is_observing,
+    is_quantizing,
+    plain,
+    remake,
+)
 from resq_brevitas.residual_path import ResidualPath
 from resq_brevitas.views import ZERO_BITS, ActivationView
 from resq_plugin.backends.torch_backend import TorchResidualLayer
-from resq_plugin.errors import ConversionError
+from resq_plugin.errors import CalibrationError, ConversionError, StreamError
 from resq_plugin.layers import LayerSettings
 
 __all__ = ["BrevitasResidualLayer"]
@@ -50,6 +58,7 @@ class BrevitasResidualLayer(TorchResidualLayer):
         self.prepare(settings)
         if self.activation_norm.is_meta:  # Brevitas builds layers without memory and loads their weights afterwards
             self.activation_norm = torch.ones(())
+        self.activation_norm.fill_(torch.nan)
         self.__dict__["_absent"] = ()
         self._hook = self.register_load_state_dict_post_hook(_forgive_absent)
         self.residual_path = None
@@ -58,8 +67,20 @@ class BrevitasResidualLayer(TorchResidualLayer):
             if settings.residual.activation == 0:
                 input_quant = None
             self.residual_path = ResidualPath(self, input_quant, weight_quant, pool, **options)
-            self.residual_path.to(self.activation_norm.device)
+            if not self.weight.is_meta:
+                self.residual_path.to(self.weight.device)
             self.residual_path.train(self.training)
+
+    def release(self) -> None:
+        """Undo what `setup_residual` did beside adding modules."""
+        self.__dict__.setdefault("_folded", [])
+        super().release()
+        self._hook.remove()
+
+    @property
+    def folded_norm(self) -> Any:
+        """The batch norm that is folded into this layer, if any; never in a layer that was made by hand."""
+        return next(iter(getattr(self, "_folded", ())), None)
 
     # --- what the core reads -------------------------------------------------------------------------------------
 
@@ -114,6 +135,21 @@ class BrevitasResidualLayer(TorchResidualLayer):
         with torch.no_grad():
             for kind in ("keyframe", "residual"):
                 self._weight_holder(kind).quant_weight()
+
+    def threshold(self) -> Tensor | None:
+        """τ of Eq. 11 in units of ‖δ‖, (); None for a static residual.
+
+        Raises:
+            CalibrationError: it is normalized by a norm that Brevitas' own calibration does not find.
+        """
+        threshold = super().threshold()
+        if threshold is not None and not threshold.is_meta and bool(threshold.isnan()):
+            msg = (
+                f"layer {self.settings.name} (residual) has no activation norm, which calibration_mode does not find; "
+                "call resq_plugin.calibrate(model, clips), or configure policy={'normalize': 'none'}."
+            )
+            raise CalibrationError(msg)
+        return threshold
 
     # --- what Brevitas reads -------------------------------------------------------------------------------------
 
@@ -179,6 +215,12 @@ class BrevitasResidualLayer(TorchResidualLayer):
 
     def quantize_residual(self, x: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """δ̂ = q(x - reference; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
+        if self._forward_hooks and is_correcting_bias(self):
+            msg = (
+                f"layer {self.settings.name} is under bias_correction_mode, which corrects the bias of keyframes; run "
+                "frames outside a stream: model(frame)."
+            )
+            raise StreamError(msg)
         quantizers = self.residual_quantizers
         if len(quantizers) > 1 and not self._is_float:
             return super().quantize_residual(x, reference)

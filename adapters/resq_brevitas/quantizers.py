@@ -1,10 +1,11 @@
-"""Brevitas quantizers on the grid of Eq. 1 and 6: ``s = 2 max(r_max, -r_min) / (2^b - 1)``, on -2^(b-1) ... 2^(b-1) - 1.
+"""Brevitas quantizers on the grid of Eq. 1 and 6: s = 2 max(r_max, -r_min) / (2^b - 1), on -2^(b-1) ... 2^(b-1) - 1.
 
 Use them like any quantizer of Brevitas, in this adapter's layers or in Brevitas' own.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import brevitas
@@ -39,6 +40,10 @@ __all__ = [
 ]
 
 
+SET = sys.maxsize
+"""Steps of collection after which no more is collected."""
+
+
 class HalfStepIntScaling(brevitas.jit.ScriptModule):
     """What the range is divided by: ``(2^b - 1) / 2``, as Eq. 6 has it, or ``2^b - 1`` on a grid that starts at zero.
 
@@ -56,12 +61,21 @@ class HalfStepIntScaling(brevitas.jit.ScriptModule):
 
 
 class RuntimeScaling(ParameterFromRuntimeStatsScaling):
-    """Brevitas' learned activation range, but one that never saw data stays unset instead of becoming 1.0."""
+    """Brevitas' learned activation range, but one that never saw data stays unset instead of becoming 1.0.
+
+    One that has been set stays as it is in another `calibration_mode`, which would multiply the two.
+    """
 
     def init_scale(self) -> None:
         """End the collection of statistics."""
         if self.counter > 0:
             super().init_scale()
+            self.counter = SET
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if self.counter > self.collect_stats_steps:
+            self.counter = SET
 
 
 class RuntimeMaxScaling(RuntimeScaling):
@@ -78,27 +92,27 @@ class RuntimeMaxScaling(RuntimeScaling):
         return scale
 
 
-class _Grid(IntQuant):  # type: ignore[misc]
+class _Grid(IntQuant):
     int_scaling_impl = HalfStepIntScaling
     scaling_impl_type = ScalingImplType.PARAMETER_FROM_STATS
     scaling_stats_op = StatsOp.MAX
     scaling_min_val = 1e-10
 
 
-class ResQAct(_Grid, PerTensorFloatScaling8bit, ActQuantSolver):  # type: ignore[misc]
+class ResQAct(_Grid, PerTensorFloatScaling8bit, ActQuantSolver):
     """Activations: the absolute maximum over calibration, or the line search of Eq. 8; learned from then on."""
 
     scaling_impl = RuntimeMaxScaling
     collect_stats_steps = 300
 
 
-class ResQActMSE(MSESymmetricScale, ResQAct):  # type: ignore[misc]
+class ResQActMSE(MSESymmetricScale, ResQAct):
     """Activations: Brevitas' search for the least squared error of a batch, averaged over batches."""
 
     scaling_impl = RuntimeScaling
 
 
-class ResQWeightPerTensor(_Grid, PerTensorFloatScaling8bit, WeightQuantSolver):  # type: ignore[misc]
+class ResQWeightPerTensor(_Grid, PerTensorFloatScaling8bit, WeightQuantSolver):
     """Weights with one range by Eq. 7; learned from then on."""
 
 
@@ -123,38 +137,38 @@ def _is_grouped(module: Any) -> bool:
     return getattr(module, "transposed", False) and module.groups > 1
 
 
-class ResQWeightPerChannel(_Grid, PerChannelFloatScaling8bit, WeightQuantSolver):  # type: ignore[misc]
+class ResQWeightPerChannel(_Grid, PerChannelFloatScaling8bit, WeightQuantSolver):
     """Weights with a range per output channel by Eq. 7; learned from then on.
 
     Brevitas' own cannot do grouped transposed convolutions, in which an output channel is a group and a column.
     """
 
-    @value  # type: ignore[untyped-decorator]
-    def scaling_per_output_channel_shape(module, weight_ndims, output_channel_dim, out_channels):  # noqa: ANN201, N805
+    @value
+    def scaling_per_output_channel_shape(module, weight_ndims, output_channel_dim, out_channels):  # noqa: N805
         """Shape of the range that broadcasts to the weight's."""
         shape = [1] * weight_ndims
         shape[output_channel_dim] = out_channels
         return (*module.weight.shape[:2], *shape[2:]) if _is_grouped(module) else tuple(shape)
 
-    @value  # type: ignore[untyped-decorator]
-    def scaling_stats_input_view_shape_impl(module):  # noqa: ANN201, N805
+    @value
+    def scaling_stats_input_view_shape_impl(module):  # noqa: N805
         """How a weight becomes rows, one for each range."""
         return _GroupedRows if _is_grouped(module) else StatsInputViewShapeImpl.OVER_OUTPUT_CHANNELS
 
 
-class ResQWeightPerTensorMSE(MSESymmetricScale, ResQWeightPerTensor):  # type: ignore[misc]
+class ResQWeightPerTensorMSE(MSESymmetricScale, ResQWeightPerTensor):
     """Weights with one range by Brevitas' search for the least squared error."""
 
 
-class ResQWeightPerChannelMSE(MSESymmetricScale, ResQWeightPerChannel):  # type: ignore[misc]
+class ResQWeightPerChannelMSE(MSESymmetricScale, ResQWeightPerChannel):
     """Weights with a range per output channel by Brevitas' search for the least squared error."""
 
 
-class ResQWeightPerTensorHQO(HQOSymmetricScale, ResQWeightPerTensor):  # type: ignore[misc]
+class ResQWeightPerTensorHQO(HQOSymmetricScale, ResQWeightPerTensor):
     """Weights with one range by Brevitas' half-quadratic optimization."""
 
 
-class ResQWeightPerChannelHQO(HQOSymmetricScale, ResQWeightPerChannel):  # type: ignore[misc]
+class ResQWeightPerChannelHQO(HQOSymmetricScale, ResQWeightPerChannel):
     """Weights with a range per output channel by Brevitas' half-quadratic optimization."""
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 __all__ = ["ResidualPath"]
 
 
-class ResidualPath(QuantWeightMixin, QuantInputMixin, QuantLayerMixin, nn.Module):  # type: ignore[misc]
+class ResidualPath(QuantWeightMixin, QuantInputMixin, QuantLayerMixin, nn.Module):
     """Θ_w and Θ_a beside a layer, whose weight it quantizes a second time without owning it.
 
-    Brevitas asks the module that a weight quantizer belongs to for ``quant_weight()``, so Θ_w needs a module of its own.
+    Brevitas asks the module that a weight quantizer belongs to for ``quant_weight()``, so Θ_w needs one of its own.
 
     Attributes:
         input_quant: a static Θ_a; without effect if ``pool`` is not empty, or for 0 bits.
@@ -29,10 +29,10 @@ class ResidualPath(QuantWeightMixin, QuantInputMixin, QuantLayerMixin, nn.Module
         nn.Module.__init__(self)
         QuantLayerMixin.__init__(self, return_quant_tensor=False)
         self._layer = [layer]  # in a list, so that it is no child
-        injector = input_quant
         QuantInputMixin.__init__(self, None if pool else input_quant, **kw)
         QuantWeightMixin.__init__(self, weight_quant, **kw)
-        members = [injector.let(bit_width=bits) for bits in pool if bits]
+        options = {key.removeprefix("input_"): value for key, value in kw.items() if key.startswith("input_")}
+        members = [input_quant.let(**options | {"bit_width": bits}) for bits in pool if bits]
         self.pool = nn.ModuleList(member.proxy_class(self, member) for member in members)
 
     @property

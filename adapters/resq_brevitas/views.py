@@ -52,6 +52,11 @@ class ActivationView:
         return bool(self.proxy.is_signed)
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether there is a range."""
+        return is_initialized(self.proxy)
+
+    @property
     def scale(self) -> Tensor:
         """Scale s, (); gradients flow to Brevitas' range.
 

@@ -1,0 +1,214 @@
+"""`export_model`: a calibrated ResQ model to a folder that runs without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+from resq_plugin import __version__
+from resq_plugin.backends import find_backend
+from resq_plugin.convert import summarize
+from resq_plugin.errors import ExportError
+from resq_plugin.export.caches import Cache, CachePlan, plan_caches
+from resq_plugin.export.encodings import VERSIONS, check_versions, encodings_file
+from resq_plugin.export.golden import GOLDEN, golden_clip
+from resq_plugin.export.grid import Grid
+from resq_plugin.export.htp.build import FloatGraph, HtpConfig, build_htp
+from resq_plugin.export.manifest import MANIFEST, CacheSpec, GraphSpec, LayerSpec, Manifest, TensorSpec
+from resq_plugin.export.numbers import LayerNumbers, read_numbers
+from resq_plugin.export.rewrite import to_encodings, to_qdq
+from resq_plugin.export.trace import Traced, trace_keyframe, trace_residual
+from resq_plugin.layers import residual_layers
+from resq_plugin.schedule import make_schedule
+
+__all__ = ["export_model"]
+
+logger = logging.getLogger(__name__)
+
+
+def export_model(
+    model: nn.Module,
+    frames: Tensor | Sequence[Tensor],
+    folder: str | os.PathLike[str],
+    *,
+    encodings: Sequence[str] = VERSIONS,
+    htp: HtpConfig | None = None,
+) -> Manifest:
+    """Write the keyframe graph and the residual graph of a model, with all that is needed to run them.
+
+    The folder gets ``keyframe.onnx`` (frame -> outputs, memory) and ``residual.onnx`` (frame, memory -> outputs, and
+    new memory with ``reference="running"``) with QuantizeLinear and DequantizeLinear nodes, the same as float graphs
+    with encodings for Qualcomm's converters, a golden clip and ``manifest.json``. It appears whole or not at all; an
+    earlier export there is replaced.
+
+    Args:
+        model: converted and calibrated, on the CPU, any backend.
+        frames: one frame (N, C, H, W), whose shape the graphs keep, or a clip of such frames, a list or
+            (T, N, C, H, W), of which up to 10 become the golden clip.
+        folder: where to write.
+        encodings: versions of the encodings files.
+        htp: also write both graphs for Qualcomm's HTP; ranges of what lies between the layers come from ``frames``.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ExportError: the model, a frame or the folder is not fit; nothing is written.
+        ConfigError: unknown version of encodings.
+    """
+    check_versions(tuple(encodings))
+    clip = _clip(model, frames)
+    config = next(iter(residual_layers(model).values())).settings.config
+    numbers = read_numbers(model, clip[0])
+    is_stream = config.residual is not None
+    plan = plan_caches(model, clip[0], numbers, config.reference) if is_stream else CachePlan((), {}, {})
+    schedule = make_schedule(model, config)
+    traces = {"keyframe": trace_keyframe} | ({"residual": trace_residual} if plan.caches else {})
+    caches = {cache.name: cache for cache in plan.caches}
+    extra: dict[nn.Module, Grid] = getattr(find_backend(config.backend), "export_quantizers", lambda _: {})(model)
+
+    def traced(kind: str) -> Traced:
+        return traces[kind](model, clip[0], numbers, plan, extra)
+
+    with _written_whole(Path(folder)) as part:
+        graphs, names, floats = {}, [], {}
+        for kind in traces:
+            trace = traced(kind)
+            names = [value.name for value in trace.model.graph.outputs[: trace.outputs]]
+            graph = to_qdq(trace, caches)
+            _save(graph, part / f"{kind}.onnx")
+            graphs[kind] = GraphSpec(_tensors(graph.graph.inputs), _tensors(graph.graph.outputs))
+            _write_encodings(part / "encodings", kind, traced(kind), caches, encodings)
+            if htp is not None:
+                floats[kind] = FloatGraph(*to_encodings(traced(kind), caches, clip=True)[:3])
+        golden = golden_clip(model, clip, plan, names, schedule.interval)
+        golden.write(part / GOLDEN)
+        manifest = Manifest(
+            versions=_versions(),
+            config=config.to_dict(),
+            interval=schedule.interval if plan.caches else 1,
+            scene_threshold=schedule.scene_threshold,
+            graphs=graphs,
+            outputs=tuple(names),
+            caches=tuple(_cache(cache) for cache in plan.caches),
+            layers=tuple(_layer(name, entry, model) for name, entry in numbers.items()),
+            float_layers=summarize(model).excluded + summarize(model).unsupported,
+        )
+        if htp is not None:
+            manifest = dataclasses.replace(manifest, htp=build_htp(part, manifest, floats, golden, htp))
+        manifest = manifest.write(part)
+    logger.info("exported %d layers and %d caches to %s", len(numbers), len(caches), folder)
+    return manifest
+
+
+def _clip(model: nn.Module, frames: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(frames, Tensor):
+        frames = list(frames) if frames.dim() == 5 else [frames]
+    clip = [frame.detach().cpu() for frame in frames]
+    if not clip or any(f.dim() != 4 or f.dtype != torch.float32 or f.shape != clip[0].shape for f in clip):
+        found = ", ".join(sorted({f"{tuple(f.shape)} {str(f.dtype).removeprefix('torch.')}" for f in clip}))
+        msg = f"export takes frames (N, C, H, W) float32 of one shape; got {found or 'none'}."
+        raise ExportError(msg)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if device.type != "cpu":
+        msg = f"the model is on {device}; export takes it from the CPU: model.cpu()."
+        raise ExportError(msg)
+    return clip
+
+
+@contextmanager
+def _written_whole(folder: Path) -> Iterator[Path]:
+    """Write into a folder beside the target and put it in place at the end."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
+        msg = f"{folder} exists and is no earlier export; name a new folder, or empty this one."
+        raise ExportError(msg)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        msg = f"cannot write beside {folder}: {error.strerror or error}; name a folder you may write to."
+        raise ExportError(msg) from error
+    try:
+        part.chmod(0o755)
+        yield part
+        if folder.exists():
+            before = folder.rename(part.with_name(part.name + ".before"))
+            part.rename(folder)
+            shutil.rmtree(before)
+        else:
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _save(graph: onnx_ir.Model, path: Path) -> None:
+    proto = onnx_ir.to_proto(graph)
+    proto.ir_version = min(proto.ir_version, 10)  # opset 21 needs 10; older runtimes read no later one
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _write_encodings(
+    folder: Path, kind: str, traced: Traced, caches: dict[str, Cache], versions: Sequence[str]
+) -> None:
+    folder.mkdir(exist_ok=True)
+    graph, activations, weights, biases = to_encodings(traced, caches)
+    _save(graph, folder / f"{kind}.onnx")
+    for number in versions:
+        values = encodings_file(number, activations, weights, biases)
+        text = json.dumps(values, indent=1) + "\n"
+        (folder / f"{kind}.{number}.encodings").write_text(text, encoding="utf-8")
+
+
+def _tensors(values: Sequence[onnx_ir.Value]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(v.name, tuple(v.shape.numpy()), v.dtype.numpy().name) for v in values)
+
+
+def _cache(cache: Cache) -> CacheSpec:
+    grid = cache.grid
+    return CacheSpec(
+        name=cache.name,
+        shape=cache.shape,
+        dtype="float32" if grid is None else grid.container,
+        source=cache.source,
+        scale=None if grid is None else grid.scale[0],
+        bits=32 if grid is None else grid.bits,
+        layers=cache.layers,
+    )
+
+
+def _layer(name: str, numbers: LayerNumbers, model: nn.Module) -> LayerSpec:
+    settings = residual_layers(model)[name].settings
+    sides = {"keyframe": (numbers.keyframe,)} | ({"residual": numbers.residual} if settings.residual else {})
+    containers = {}
+    for kind, grids in sides.items():
+        absent = "quantized upstream" if kind == "keyframe" else "none (0 bits)"
+        parts = [f"W {_carried(numbers.weights[kind].grid)}"]
+        parts += [f"A {_carried(grid)}" if grid else f"A {absent}" for grid in grids]
+        containers[kind] = tuple(parts)
+    notation = f"{settings.keyframe}" + (f"->{settings.residual}" if settings.residual else "")
+    return LayerSpec(name, notation, containers)
+
+
+def _carried(grid: Grid) -> str:
+    return grid.container + (f" (carries {grid.bits} bits, clipped)" if grid.is_carried else "")
+
+
+def _versions() -> dict[str, str]:
+    packages = {package: version(package) for package in ("onnx", "onnx-ir", "onnxscript")}
+    own = {"resq-plugin": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {**own, **packages}

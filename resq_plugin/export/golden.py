@@ -1,0 +1,227 @@
+"""The golden clip: what torch computes, kept in the folder so that ``resq verify`` needs no model.
+
+Frames and memory are rounded to 8 bits first, which keeps the file small; torch and the graphs get the same rounded
+values, so nothing is lost by it. Of new memory a sample is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from resq_plugin.errors import ExportError
+from resq_plugin.export.caches import CachePlan
+from resq_plugin.export.compare import difference
+from resq_plugin.fold import evaluating
+from resq_plugin.layers import executing
+from resq_plugin.stream import LayerCache, StreamState, stream
+
+__all__ = ["GOLDEN", "Golden", "Noise", "golden_clip", "sampled"]
+
+GOLDEN = "golden.npz"
+FRAMES = 10
+SAMPLES = 512
+
+Array = NDArray[Any]
+Values = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far a result moves.
+
+    Attributes:
+        lsb: largest movement of any tensor.
+        beyond: largest share, over tensors, of elements that move by more than an LSB.
+    """
+
+    lsb: float
+    beyond: float
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Frames, memory, and what torch makes of them.
+
+    Attributes:
+        frames: float32 (N, C, H, W) each.
+        memory: cache name to the memory that every single residual frame reads.
+        keyframe: of every frame as a keyframe, the model's outputs and new memory (`sampled`), by name.
+        residual: of every frame but the first as a residual frame that reads ``memory``, the same.
+        stream: of every frame of the whole clip as one stream, the outputs.
+        noise: per graph how far torch's own result moves with other convolution kernels, which add in another order.
+    """
+
+    frames: tuple[Array, ...]
+    memory: Values
+    keyframe: tuple[Values, ...]
+    residual: tuple[Values, ...]
+    stream: tuple[Values, ...]
+    noise: Mapping[str, Noise]
+
+    def write(self, path: Path) -> None:
+        """Write it compressed."""
+        values: dict[str, Array] = {f"noise/{kind}": np.array([n.lsb, n.beyond]) for kind, n in self.noise.items()}
+        for key, array in [
+            *((f"frame/{index}", frame) for index, frame in enumerate(self.frames)),
+            *((f"memory/{name}", array) for name, array in self.memory.items()),
+        ]:
+            values[key], values[f"{key}/scale"] = _pack(array)
+        for kind in ("keyframe", "residual", "stream"):
+            for index, outputs in enumerate(getattr(self, kind)):
+                values |= {f"{kind}/{index}/{name}": array for name, array in outputs.items()}
+        np.savez_compressed(path, **values)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        """Read it.
+
+        Raises:
+            ExportError: the file is missing or damaged.
+        """
+        try:
+            with np.load(path) as file:
+                values = dict(file)
+            tables: dict[str, dict[int, dict[str, Array]]] = {"keyframe": {}, "residual": {}, "stream": {}}
+            packed = {}
+            noise = {}
+            for key, array in values.items():
+                kind, _, rest = key.partition("/")
+                if kind in tables:
+                    index, _, name = rest.partition("/")
+                    tables[kind].setdefault(int(index), {})[name] = array
+                elif kind == "noise":
+                    noise[rest] = Noise(*array.tolist())
+                elif not key.endswith("/scale"):
+                    packed[key] = _unpack(array, values[f"{key}/scale"])
+            memory = {k.removeprefix("memory/"): v for k, v in packed.items() if k.startswith("memory/")}
+            frames = tuple(packed[f"frame/{index}"] for index in range(len(packed) - len(memory)))
+            keyframe, residual, played = (tuple(table[i] for i in range(len(table))) for table in tables.values())
+            return cls(frames, memory, keyframe, residual, played, noise)
+        except Exception as error:  # a damaged archive raises whatever the reader stumbles over
+            msg = f"{path} is missing or damaged ({type(error).__name__}: {error}); export the model again."
+            raise ExportError(msg) from error
+
+
+@contextmanager
+def _other_kernels() -> Iterator[None]:
+    """Convolutions by torch's own kernels instead of oneDNN's."""
+    flags = torch.backends.mkldnn
+    enabled, *_ = flags.set_flags(False)  # its own context manager warns about GPUs when it ends
+    try:
+        yield
+    finally:
+        flags.set_flags(enabled)
+
+
+def golden_clip(
+    model: nn.Module, frames: Sequence[Tensor], plan: CachePlan, names: Sequence[str], interval: int
+) -> Golden:
+    """Run a clip of `FRAMES` frames in torch.
+
+    Args:
+        model: converted and calibrated.
+        frames: (N, C, H, W) each; a short clip goes on with its last frame, moved by a pixel each time.
+        plan: the caches.
+        names: of the model's outputs.
+        interval: T of the stream.
+    """
+    clip = [torch.from_numpy(_rounded(frame.numpy())) for frame in frames[:FRAMES]]
+    while len(clip) < FRAMES:
+        clip.append(clip[-1].roll(1, -1))
+
+    def outputs(result: Any) -> dict[str, Array]:
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return {name: tensor.numpy().copy() for name, tensor in zip(names, tensors, strict=True)}
+
+    def keyframe(frame: Tensor) -> tuple[dict[str, Array], dict[str, Array]]:
+        state = StreamState()
+        state.start_frame(0)
+        with executing(state):
+            results = outputs(model(frame))
+        written = _memory(state, plan)
+        return results | {name: sampled(array) for name, array in written.items()}, written
+
+    def residual(frame: Tensor) -> dict[str, Array]:
+        state = StreamState()
+        state.caches = _caches(memory, plan)
+        state.start_frame(1)
+        with executing(state):
+            results = outputs(model(frame))
+        new = _memory(state, plan) if plan.is_updated else {}
+        return results | {f"new.{name}": sampled(array) for name, array in new.items()}
+
+    with evaluating(model), torch.no_grad():
+        memory = {name: _rounded(array) for name, array in keyframe(clip[0])[1].items()}
+        keyframes = [keyframe(frame)[0] for frame in clip]
+        residuals = [residual(frame) for frame in clip[1:]] if plan.caches else []
+        pairs = list(zip(clip[1:4], keyframes[1:4], residuals or keyframes, strict=False))
+        with _other_kernels():
+            noise = {"keyframe": _noise([(before, keyframe(frame)[0]) for frame, before, _ in pairs])}
+            if plan.caches:
+                noise["residual"] = _noise([(before, residual(frame)) for frame, _, before in pairs])
+        with stream(model, interval=interval) as video:
+            played = tuple(outputs(video(frame)) for frame in clip)
+    return Golden(tuple(frame.numpy() for frame in clip), memory, tuple(keyframes), tuple(residuals), played, noise)
+
+
+def _noise(frames: Sequence[tuple[Values, Values]]) -> Noise:
+    names = frames[0][0]
+    found = [difference("", name, [(after[name], before[name]) for before, after in frames]) for name in names]
+    return Noise(max(tensor.lsb for tensor in found), max(tensor.beyond for tensor in found))
+
+
+def sampled(array: Array) -> Array:
+    """At most `SAMPLES` elements of an array of any shape, evenly spread."""
+    flat = array.reshape(-1)
+    return flat[:: max(1, flat.size // SAMPLES)]
+
+
+def _memory(state: StreamState, plan: CachePlan) -> dict[str, Array]:
+    """The memory of a stream as its graphs hold it: integers where it lies on a grid."""
+    tensors = {plan.x[call]: cache.x for call, cache in state.caches.items()}
+    tensors |= {plan.z[call]: cache.z for call, cache in state.caches.items()}
+    grids = {cache.name: cache.grid for cache in plan.caches}
+    arrays = {name: tensors[name].numpy() for name in grids}
+    return {
+        name: array if (grid := grids[name]) is None else grid.quantize(array).astype(grid.container)
+        for name, array in arrays.items()
+    }
+
+
+def _caches(memory: Values, plan: CachePlan) -> dict[tuple[str, int], LayerCache]:
+    """The memory of a stream as torch holds it, private copies."""
+    grids = {cache.name: cache.grid for cache in plan.caches}
+
+    def tensor(name: str) -> Tensor:
+        grid, array = grids[name], memory[name]
+        return torch.from_numpy(array.copy() if grid is None else grid.dequantize(array))
+
+    return {call: LayerCache(tensor(plan.x[call]), tensor(plan.z[call])) for call in plan.x}
+
+
+def _pack(array: Array) -> tuple[Array, Any]:
+    """Integers and scale of a `_rounded` array; integers stay as they are, with scale 0."""
+    if array.dtype != np.float32:
+        return array, np.float32(0)
+    scale = np.maximum(np.abs(array).max(), np.float32(1e-30)) / np.float32(127)
+    return np.rint(array / scale).astype(np.int8), scale
+
+
+def _unpack(array: Array, scale: Array) -> Array:
+    return array * scale if scale else array
+
+
+def _rounded(array: Array) -> Array:
+    """The nearest array (float32) of 255 evenly spaced values."""
+    integers, scale = _pack(array)
+    return _unpack(integers, scale)

@@ -1,0 +1,91 @@
+"""What the HTP of onnxruntime-qnn 2.7 computes wrongly, written so that it computes it right.
+
+A BatchNormalization behind an addition returns other integers than ONNX Runtime, by up to the whole range of 8 bits; a
+depthwise 1x1 convolution computes the same function within an LSB. A Clip behind a convolution is dropped altogether
+when one of its ends lies on an end of the grid of its output or beyond; a quarter of a step inside, which rounds to
+the same integer, it stays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+from resq_plugin.export.editor import Editor
+from resq_plugin.export.grid import Grid
+
+__all__ = ["limit_clips", "replace_norms"]
+
+WEIGHT_BITS = 8
+INSIDE = 0.25
+"""In steps of a grid."""
+
+
+def replace_norms(model: onnx_ir.Model) -> dict[str, Grid]:
+    """Replace every BatchNormalization of (N, C, ...) by a depthwise convolution, in place.
+
+    Returns:
+        The grids of the new weights (C, 1, 1, ...), 8 bits with a scale per channel, by name.
+    """
+    editor = Editor(model)
+    grids = {}
+    for node in [node for node in editor.graph if node.op_type == "BatchNormalization"]:
+        shape = node.inputs[0].shape
+        parameters = [onnx_ir.convenience.get_const_tensor(value) for value in node.inputs[1:]]
+        if shape is None or len(shape) < 3 or None in parameters:
+            continue
+        gain, offset = _affine(*(tensor.numpy() for tensor in parameters if tensor), epsilon=_epsilon(node))
+        name = f"{node.outputs[0].name}.norm"
+        weight = editor.constant(f"{name}.weight", gain.reshape(-1, *(1 for _ in shape[1:])))
+        value = editor.insert(
+            node, "Conv", [node.inputs[0], weight, editor.constant(f"{name}.bias", offset)], name, group=len(gain)
+        )
+        value.shape = node.outputs[0].shape
+        editor.replace(node, value)
+        high = 2 ** (WEIGHT_BITS - 1) - 1
+        scales = np.maximum(np.abs(gain) / high, np.finfo(np.float32).tiny)
+        grids[f"{name}.weight"] = Grid(tuple(scales.tolist()), WEIGHT_BITS, axis=0, weight=True)
+    passes.RemoveUnusedNodesPass()(model)
+    return grids
+
+
+def limit_clips(path: Path) -> None:
+    """Move the ends of every Clip in a QDQ graph to within the grid of its output, in place."""
+    model = onnx_ir.load(path)
+    editor = Editor(model)
+    for node in [node for node in editor.graph if node.op_type == "Clip"]:
+        reader = next((use.node for use in node.outputs[0].uses()), None)
+        if reader is None or reader.op_type != "QuantizeLinear":
+            continue
+        scale, zero_point = (onnx_ir.convenience.get_const_tensor(value).numpy() for value in reader.inputs[1:])
+        integers = np.iinfo(zero_point.dtype)
+        ends = integers.min + INSIDE, integers.max - INSIDE
+        grid = [(end - int(zero_point)) * float(scale) for end in ends]
+        given = [value and onnx_ir.convenience.get_const_tensor(value) for value in (*node.inputs[1:], None, None)]
+        for index, (value, end) in enumerate(zip(given, grid, strict=False)):
+            limited = min(max(grid[0], end if value is None else float(value.numpy())), grid[1])
+            name = f"{node.outputs[0].name}.{('low', 'high')[index]}"
+            node.replace_input_with(index + 1, editor.constant(name, np.array(limited)))
+    passes.RemoveUnusedNodesPass()(model)
+    onnx_ir.save(model, path)
+
+
+def _epsilon(node: onnx_ir.Node) -> float:
+    return node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+
+
+def _affine(
+    gamma: NDArray[np.float32],
+    beta: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    *,
+    epsilon: float,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Factor and summand of each channel."""
+    gain = (gamma / np.sqrt(variance + np.float32(epsilon))).astype(np.float32)
+    return gain, (beta - mean * gain).astype(np.float32)

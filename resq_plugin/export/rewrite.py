@@ -1,0 +1,146 @@
+"""Markers to what a file format has: QuantizeLinear and DequantizeLinear nodes, or a float graph with encodings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from resq_plugin.export.caches import Cache
+from resq_plugin.export.editor import Editor
+from resq_plugin.export.grid import Grid
+from resq_plugin.export.trace import DOMAIN, Traced
+
+__all__ = ["Encodings", "to_encodings", "to_qdq"]
+
+Encodings = dict[str, Grid]
+"""Tensor name to grid."""
+
+
+def to_qdq(traced: Traced, caches: Mapping[str, Cache]) -> onnx_ir.Model:
+    """Replace every marker by QuantizeLinear and DequantizeLinear, in place.
+
+    Weights become integers. A grid that is narrower than its integer type is clipped to its ends before it is
+    quantized, which gives the integers of Eq. 1 exactly. Caches on a grid are integers.
+    """
+    editor = Editor(traced.model)
+    names = _names(traced)
+    for value in editor.graph.inputs:
+        cache = caches.get(value.name)
+        if cache is not None and cache.grid is not None:
+            _integer_input(editor, value, cache.grid)
+    for node in _markers(editor):
+        name = node.attributes["grid"].as_string()
+        grid, values = traced.marked[name]
+        if values is None:
+            editor.replace(node, _quantize(editor, node, name, grid))
+        else:
+            editor.replace(node, _weight(editor, node, name, grid, values.cpu().numpy()))
+    for index, name in enumerate(names):
+        if name in caches and caches[name].grid is not None:
+            producer = editor.graph.outputs[index].producer()
+            editor.graph.outputs[index] = producer.inputs[0]
+            producer.inputs[0].shape = onnx_ir.Shape(caches[name].shape)
+    editor.separate_outputs(names)
+    return editor.finish()
+
+
+def to_encodings(
+    traced: Traced, caches: Mapping[str, Cache], *, clip: bool = False
+) -> tuple[onnx_ir.Model, Encodings, Encodings, Encodings]:
+    """Remove every marker, in place, and return the float graph and encodings of activations, weights and biases.
+
+    Weights hold the values of their grids in float. A tensor that layers read on different grids gets a node
+    (Identity) for each further one, because an encoding belongs to a tensor. With ``clip`` grids narrower than their
+    integer type get a node that clips to their ends, for targets that only know the type.
+    """
+    editor = Editor(traced.model)
+    names = _names(traced)
+    activations: dict[onnx_ir.Value, Grid] = {}
+    weights: Encodings = {}
+    biases: Encodings = {}
+    for node in _markers(editor):
+        name = node.attributes["grid"].as_string()
+        grid, values = traced.marked[name]
+        if values is None:
+            value = node.inputs[0]
+            if activations.setdefault(value, grid) != grid:
+                value = editor.keep(node, value, name)
+                activations[value] = grid
+            if clip and grid.is_carried:
+                value = editor.insert(node, "Clip", [value, *_ends(editor, name, grid)], f"{name}.clipped")
+                activations[value] = grid
+        else:
+            value = editor.constant(name, values.cpu().numpy())
+            weights[name] = grid
+        editor.replace(node, value)
+    for node in editor.graph:
+        bias = node.inputs[2] if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) == 3 else None
+        if bias is not None and node.inputs[1].name in weights and node.inputs[0] in activations:
+            weight = weights[node.inputs[1].name]
+            name = f"{node.inputs[1].name.removesuffix('.weight')}.bias"
+            if name not in biases:  # a layer may be called again
+                bias.name = name
+                biases[name] = _bias(activations[node.inputs[0]], weight)
+            node.replace_input_with(2, editor.graph.initializers[name])
+    kept = dict(zip(names, editor.graph.outputs, strict=True))
+    editor.separate_outputs(names)
+    encodings = {value.name: grid for value, grid in activations.items()}
+    for name in {*kept, *(value.name for value in editor.graph.inputs)} & caches.keys():
+        on_grid = caches[name].grid
+        if on_grid is not None:
+            encodings[name] = on_grid
+    return editor.finish(), encodings, weights, biases
+
+
+def _bias(activation: Grid, weight: Grid) -> Grid:
+    """The 32-bit grid of a bias, whose step is that of the accumulator."""
+    scales = tuple(float(activation.scales * np.float32(scale)) for scale in weight.scale)
+    return Grid(scales, 32, axis=None if weight.axis is None else 0, weight=True)
+
+
+def _names(traced: Traced) -> list[str]:
+    return [value.name for value in traced.model.graph.outputs]
+
+
+def _markers(editor: Editor) -> list[onnx_ir.Node]:
+    return [node for node in editor.graph if node.domain == DOMAIN]
+
+
+def _integer_input(editor: Editor, value: onnx_ir.Value, grid: Grid) -> None:
+    readers = list(value.uses())
+    value.type = onnx_ir.TensorType(onnx_ir.DataType[grid.container.upper()])
+    first = next(node for node in editor.graph if any(use.node is node for use in readers))
+    scale, zero_point = editor.parameters(value.name, grid)
+    whole = editor.insert(first, "DequantizeLinear", [value, scale, zero_point], f"{value.name}.dequantized")
+    for use in readers:
+        use.node.replace_input_with(use.idx, whole)
+
+
+def _quantize(editor: Editor, node: onnx_ir.Node, name: str, grid: Grid) -> onnx_ir.Value:
+    x = node.inputs[0]
+    if grid.is_carried:
+        x = editor.insert(node, "Clip", [x, *_ends(editor, name, grid)], f"{name}.clipped")
+    scale, zero_point = editor.parameters(name, grid)
+    integers = editor.insert(node, "QuantizeLinear", [x, scale, zero_point], f"{name}.quantized", grid.container)
+    return editor.insert(node, "DequantizeLinear", [integers, scale, zero_point], f"{name}.dequantized")
+
+
+def _ends(editor: Editor, name: str, grid: Grid) -> list[onnx_ir.Value]:
+    steps = {"low": grid.low - grid.zero_point, "high": grid.high - grid.zero_point}
+    return [editor.constant(f"{name}.{end}", np.float32(step) * grid.scales) for end, step in steps.items()]
+
+
+def _weight(
+    editor: Editor,
+    node: onnx_ir.Node,
+    name: str,
+    grid: Grid,
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> onnx_ir.Value:
+    integers = editor.constant(name, grid.quantize(values), grid.container)
+    scale, zero_point = editor.parameters(name, grid)
+    axis: dict[str, Any] = {} if grid.axis is None else {"axis": grid.axis}
+    return editor.insert(node, "DequantizeLinear", [integers, scale, zero_point], f"{name}.dequantized", **axis)

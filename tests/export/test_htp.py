@@ -1,0 +1,178 @@
+"""Qualcomm's HTP: both graphs compiled by its compiler and run on its arithmetic, no operator left to the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from helpers import build, video
+
+from resq_plugin.cli import main
+from resq_plugin.export import HtpConfig, OrtStream, export_model, verify_htp
+from resq_plugin.export.htp import build as htp_build
+from resq_plugin.export.htp.session import RefusedError, htp_session
+from resq_plugin.export.manifest import Manifest
+
+pytest.importorskip("onnxruntime_qnn", reason="the extra htp is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of onnxruntime.quantization
+
+FRAMES = video(10)
+LAYER_LSB = 2
+"""What a single layer may differ from ONNX Runtime on the CPU, in LSB of its 8-bit output."""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("htp") / "out"
+    model = build("residual", "W8A8->W4A8", frames=FRAMES, reference="quantized", weights="channel")
+    export_model(model, FRAMES, folder, encodings=(), htp=HtpConfig(arch=75, soc=57))
+    return folder
+
+
+def test_both_graphs_run_whole_and_every_layer_is_close(exported: Path) -> None:
+    found = verify_htp(exported, frames=2)
+
+    assert [graph.graph for graph in found.graphs] == ["keyframe", "residual"]
+    assert found.worst_layer <= LAYER_LSB
+    weights = {layer.weight for layer in found.layers}
+    convolutions = {"stem.0", "conv1", "conv2", "downsample.0"}
+    assert weights >= {f"{name}.weight" for name in convolutions}
+    assert weights >= {f"{name}.residual.weight" for name in convolutions}
+    assert found.carried == {}
+    assert found.passed
+    for graph in found.graphs:
+        assert graph.tensors[0].lsb <= 3
+        assert graph.agreement_cpu == 100
+        assert graph.agreement_torch == 100
+
+
+def test_the_player_plays_on_it(exported: Path) -> None:
+    htp, cpu = OrtStream(exported, device="htp"), OrtStream(exported, threads=1)
+    worst = 0.0
+    for frame in FRAMES[:4]:
+        ours, expected = htp(frame.numpy()), cpu(frame.numpy())
+        worst = max(worst, np.abs(ours - expected).max() / (2 * np.abs(expected).max() / 255))
+
+    assert htp.position == 0
+    assert worst <= 4  # LSB of the output, the 8-bit memory fed back
+    assert {cache.dtype for cache in htp.caches} == {"uint8"}
+    assert htp.state_bytes() < 0.5 * cpu.state_bytes()
+
+
+def test_what_a_device_loads_is_written(exported: Path) -> None:
+    manifest = Manifest.read(exported)
+
+    assert manifest.htp is not None
+    assert (manifest.htp.arch, manifest.htp.soc) == (75, 57)
+    for kind in ("keyframe", "residual"):
+        graph = onnx.load(exported / "htp" / f"{kind}_context.onnx").graph
+        assert {node.op_type for node in graph.node} == {"EPContext"}  # one compiled part, nothing beside it
+    assert any(name.endswith(".bin") for name in manifest.files)
+    assert "htp/keyframe.onnx" in manifest.files
+
+
+def test_weights_are_4_bits_natively_and_memory_shares_its_grids(exported: Path) -> None:
+    key, residual = (onnx.load(exported / "htp" / f"{kind}.onnx").graph for kind in ("keyframe", "residual"))
+    types = {tensor.name: tensor.data_type for tensor in residual.initializer}
+
+    assert types["conv1.residual.weight_quantized"] == onnx.TensorProto.INT4
+    for name in ("conv1.x", "conv1.z"):
+        grids = [
+            {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.startswith(name)}
+            for graph in (key, residual)
+        ]
+        assert np.array_equal(grids[0][f"{name}_scale"], grids[1][f"{name}_scale"])
+        assert np.array_equal(grids[0][f"{name}_zero_point"], grids[1][f"{name}_zero_point"])
+
+
+def test_fewer_bits_ride_in_8_exactly(tmp_path: Path) -> None:
+    model = build("plain", "W4A4->W3A3", frames=FRAMES, reference="quantized")
+    half = model[3].keyframe_quantizer.range[1] / 2
+    model[3].keyframe_quantizer.set_range(-half, half)  # so that inputs leave the grid
+    export_model(model, FRAMES, tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
+    player = OrtStream(tmp_path / "out", device="htp")
+
+    player(FRAMES[0].numpy())
+    cache = next(cache for cache in player.caches if cache.name == "3.x")
+    steps = player._memory["3.x"].numpy().astype(int) - cache.zero_point
+
+    assert cache.dtype == "uint8"
+    assert cache.scale == pytest.approx(float(model[3].keyframe_quantizer.scale))
+    assert (steps.min(), steps.max()) == (0, 7)  # behind a ReLU, on the grid -8 ... 7
+    found = verify_htp(tmp_path / "out", frames=1)
+    assert found.worst_layer <= LAYER_LSB
+    assert found.passed
+    assert found.carried["3"] == (
+        "keyframe A int8 (carries 4 bits, clipped)",
+        "residual W int4 (carries 3 bits, clipped)",
+        "residual A int8 (carries 3 bits, clipped)",
+    )
+
+
+@pytest.mark.parametrize("fault", ["replace_norms", "limit_clips"])
+def test_what_the_compiler_gets_wrong_is_avoided_and_would_not_pass(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch norm behind an addition (pyramid), a ReLU6 whose 6 lies beyond the grid (mobile)."""
+    net = {"replace_norms": "pyramid", "limit_clips": "mobile"}[fault]
+    model = build(net, "W8A8->W4A8", frames=FRAMES, reference="quantized", weights="channel")
+    verified = {}
+    for avoided in (True, False):
+        if not avoided:
+            monkeypatch.setattr(htp_build, fault, lambda _: {})
+        export_model(model, FRAMES, tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
+        verified[avoided] = verify_htp(tmp_path / "out", frames=1, layers=False)
+
+    assert verified[True].passed
+    assert max(graph.lsb for graph in verified[True].graphs) < 4
+    assert not verified[False].passed
+    assert max(graph.lsb for graph in verified[False].graphs) > 50
+    assert max(graph.limit for graph in verified[False].graphs) < 10
+
+
+def test_the_command_says_what_is_native_and_what_is_carried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build("plain", "W8A8->W4A4", frames=FRAMES, reference="quantized", exclude=("5",))
+    export_model(model, FRAMES, tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
+
+    assert main(["verify", str(tmp_path / "out"), "--target", "htp", "--frames", "1"]) == 0
+
+    shown = capsys.readouterr().out
+    line = "W8A8->W4A4: keyframe W int8, A int8; residual W int4, A int8 (carries 4 bits, clipped)"
+    assert f"carried: 0 {line}" in shown
+    assert f"carried: 3 {line}" in shown
+    assert "HTP residual: argmax equal" in shown
+
+
+def test_running_reference_updates_its_memory(tmp_path: Path) -> None:
+    model = build("plain", "W8A8->W4A8", frames=FRAMES, reference="running", weights="channel")
+    export_model(model, FRAMES, tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
+    htp, cpu = OrtStream(tmp_path / "out", device="htp"), OrtStream(tmp_path / "out", threads=1)
+
+    for frame in FRAMES[:3]:
+        ours, expected = htp(frame.numpy()), cpu(frame.numpy())
+        assert np.abs(ours - expected).max() <= 8 * (2 * np.abs(expected).max() / 255)
+
+
+def test_what_it_refuses_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    model = build("plain", "W8A8->W4A{4,8}", frames=FRAMES)
+    with pytest.raises(RefusedError, match=r"refuses these operators of residual\.onnx: .*Where .*static residual"):
+        export_model(model, FRAMES, tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_tells_the_operators(tmp_path: Path) -> None:
+    helper = onnx.helper
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4, 4])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Det", ["x"], ["y"], name="odd")], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "odd.onnx")
+
+    with pytest.raises(RefusedError) as caught:
+        htp_session(tmp_path / "odd.onnx", 75)
+
+    assert caught.value.nodes == (("odd", "Det"),)
