@@ -197,6 +197,8 @@ def _show_cpu(found: Verification, console: Console) -> None:
 
 
 def _show_htp(found: HtpVerification, console: Console) -> None:
+    from resq_plugin.export.htp.check import split_native  # noqa: PLC0415
+
     table = Table("graph", "weight", "operator", "worst LSB", "differ %", title="Single layers, HTP against CPU")
     for layer in found.layers[:SHOWN]:
         table.add_row(layer.graph, layer.weight, layer.operator, str(layer.lsb), f"{100 * layer.share:.1f}")
@@ -211,9 +213,9 @@ def _show_htp(found: HtpVerification, console: Console) -> None:
             soft_wrap=True,
         )
     for spec in found.precisions:
-        sides = "; ".join(f"{kind} {', '.join(texts)}" for kind, texts in spec.containers.items())
-        state = "carried" if spec.name in found.carried else "native"
-        console.print(f"{state}: {spec.name} {spec.precision}: {sides}", highlight=False, soft_wrap=True)
+        native, carried = (", ".join(texts) or "nothing" for texts in split_native(spec))
+        line = f"{spec.name} {spec.precision}: native {native}; carried {carried}"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -17,8 +17,11 @@ from resq_plugin import stream
 from resq_plugin.errors import ExportError
 from resq_plugin.export import OrtStream, export_model, verify
 from resq_plugin.export.caches import plan_caches
+from resq_plugin.export.compare import difference
+from resq_plugin.export.golden import Noise
 from resq_plugin.export.manifest import Manifest
 from resq_plugin.export.numbers import read_numbers
+from resq_plugin.export.verification import Verification
 
 LSB = 1e-3
 """Of an 8-bit grid. Small nets agree to float rounding; a wrong step anywhere is a whole LSB."""
@@ -45,6 +48,15 @@ def test_each_graph_equals_torch_and_so_does_the_stream(tmp_path: Path, zoo: str
     assert {tensor.graph for tensor in found.tensors} == {"keyframe", "residual"}
     assert found.worst("keyframe") < LSB
     assert found.worst("residual") < LSB
+
+
+def test_differences_are_counted_in_lsb_and_both_limits_hold() -> None:
+    expected = np.array([255.0, 0, 0, 0], np.float32)  # one LSB of Eq. 6: 2 * 255 / 255
+    found = difference("residual", "output", [(expected + np.array([0, 1.5, 0.8, 3], np.float32), expected)])
+
+    assert (found.lsb, found.share, found.beyond) == (1.5, 0.5, 0.25)
+    for limit, passed in [(Noise(1.5, 0.25), True), (Noise(1.4, 0.25), False), (Noise(1.5, 0.2), False)]:
+        assert Verification((found,), {"residual": limit}, 100.0, 1).passed is passed
 
 
 def test_frame_quantization_has_one_graph_and_no_memory(tmp_path: Path) -> None:

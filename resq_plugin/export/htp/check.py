@@ -18,7 +18,7 @@ from resq_plugin.export.htp.layers import LayerDifference, compare_layers
 from resq_plugin.export.manifest import CacheSpec, HtpSpec, LayerSpec, Manifest
 from resq_plugin.export.sessions import integer_session, open_session, target_of
 
-__all__ = ["LAYER_LIMIT", "GraphDifference", "HtpVerification", "verify_htp"]
+__all__ = ["LAYER_LIMIT", "GraphDifference", "HtpVerification", "split_native", "verify_htp"]
 
 Array = NDArray[Any]
 Pairs = dict[str, list[tuple[Array, Array]]]
@@ -79,10 +79,7 @@ class HtpVerification:
     @property
     def carried(self) -> Mapping[str, tuple[str, ...]]:
         """Name of a layer to what is not native in it, e.g. ``residual A int8 (carries 4 bits, clipped)``."""
-        found = {
-            layer.name: tuple(f"{k} {text}" for k, texts in layer.containers.items() for text in texts if _rides(text))
-            for layer in self.precisions
-        }
+        found = {layer.name: split_native(layer)[1] for layer in self.precisions}
         return {name: texts for name, texts in found.items() if texts}
 
     @property
@@ -119,8 +116,12 @@ def verify_htp(folder: str | PathLike[str], *, frames: int = 2, layers: bool = T
     return HtpVerification(tuple(graphs), tuple(sorted(singles, key=lambda layer: -layer.lsb)), manifest.layers)
 
 
-def _rides(text: str) -> bool:
-    return "carries" in text
+def split_native(layer: LayerSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is native in a layer, and what is carried by wider integers, e.g. ``keyframe W int8``."""
+    texts = [f"{kind} {text}" for kind, part in layer.containers.items() for text in part]
+    rides = [" (carries " in text for text in texts]
+    native, carried = (tuple(t for t, r in zip(texts, rides, strict=True) if r is kind) for kind in (False, True))
+    return native, carried
 
 
 def _feed(manifest: Manifest, target: HtpSpec, kind: str, frame: Array, golden: Golden) -> dict[str, Array]:
