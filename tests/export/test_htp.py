@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from helpers import build, video
+from torch import nn
 
 from resq_plugin.cli import main
 from resq_plugin.export import HtpConfig, OrtStream, export_model, verify_htp
@@ -130,6 +132,22 @@ def test_what_the_compiler_gets_wrong_is_avoided_and_would_not_pass(
     assert not verified[False].passed
     assert max(graph.lsb for graph in verified[False].graphs) > 50
     assert max(graph.limit for graph in verified[False].graphs) < 10
+
+
+def test_a_clip_with_one_end_keeps_it(tmp_path: Path) -> None:
+    class Floor(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(3, 4, 3), Clamp(), nn.Conv2d(4, 2, 1))
+
+    class Clamp(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.clamp(min=-0.1)
+
+    model = build(Floor, "W8A8->W4A8", frames=FRAMES, reference="quantized", weights="channel")
+    export_model(model, FRAMES, tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
+
+    assert "Clip" in {node.op_type for node in onnx.load(tmp_path / "out" / "htp" / "keyframe.onnx").graph.node}
+    assert verify_htp(tmp_path / "out", frames=1).passed
 
 
 def test_the_command_says_what_is_native_and_what_is_carried(

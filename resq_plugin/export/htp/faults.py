@@ -1,7 +1,7 @@
 """What the HTP of onnxruntime-qnn 2.7 computes wrongly, written so that it computes it right.
 
 A BatchNormalization behind an addition returns other integers than ONNX Runtime, by up to the whole range of 8 bits; a
-depthwise 1x1 convolution computes the same function within an LSB. A Clip behind a convolution is dropped altogether
+depthwise 1x1 convolution computes the same function within 2 LSB. A Clip behind a convolution is dropped altogether
 when one of its ends lies on an end of the grid of its output or beyond; a quarter of a step inside, which rounds to
 the same integer, it stays.
 """
@@ -65,11 +65,16 @@ def limit_clips(path: Path) -> None:
         integers = np.iinfo(zero_point.dtype)
         ends = integers.min + INSIDE, integers.max - INSIDE
         grid = [(end - int(zero_point)) * float(scale) for end in ends]
-        given = [value and onnx_ir.convenience.get_const_tensor(value) for value in (*node.inputs[1:], None, None)]
-        for index, (value, end) in enumerate(zip(given, grid, strict=False)):
-            limited = min(max(grid[0], end if value is None else float(value.numpy())), grid[1])
-            name = f"{node.outputs[0].name}.{('low', 'high')[index]}"
-            node.replace_input_with(index + 1, editor.constant(name, np.array(limited)))
+        tensors = [value and onnx_ir.convenience.get_const_tensor(value) for value in node.inputs[1:]]
+        given = [None if tensor is None else float(tensor.numpy()) for tensor in (*tensors, None, None)][:2]
+        name = f"{node.outputs[0].name}.limited"
+        within = (end if value is None else value for value, end in zip(given, grid, strict=True))
+        limited = [min(max(grid[0], value), grid[1]) for value in within]
+        constants = [
+            editor.constant(f"{name}.{side}", np.array(value))
+            for side, value in zip(("low", "high"), limited, strict=True)
+        ]
+        editor.replace(node, editor.insert(node, "Clip", [node.inputs[0], *constants], name))
     passes.RemoveUnusedNodesPass()(model)
     onnx_ir.save(model, path)
 
