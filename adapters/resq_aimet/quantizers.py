@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from aimet_torch.quantization.affine import QuantizeDequantize
@@ -113,6 +113,11 @@ class NoQuantizer:
     bits: int = 0
     signed: bool = True
     is_upstream: bool = False
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Always: there is nothing to calibrate."""
+        return True
 
     @property
     def scale(self) -> Tensor:

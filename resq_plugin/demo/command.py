@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -136,5 +136,5 @@ def _describe(data: DemoData, settings: DemoSettings, seconds: float) -> dict[st
         "Weight scales": f"one per {settings.weights}",
         "Protocol": "every T-th frame is a keyframe; accuracy is the mean over the positions in the interval",
         "Wall time": f"{seconds:.0f} s",
-        "Date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
