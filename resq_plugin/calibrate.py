@@ -195,17 +195,12 @@ def _search_layer(layer: ResidualLayer, samples: LayerSamples, config: ResQConfi
     def rank(name: str, batches: list[Tensor], low: float, high: float, kind: str, signed: bool) -> None:
         w_hat, bits = layer.weight_of(kind), quantizers[name].bits
         targets = [apply(x, weight) for x in batches]
-        lowest: list[float] = []
 
         def loss(half_range: float) -> float:
-            """The loss of a finalist, or as much of it as shows that it is none."""
-            total = 0.0
-            for x, target in zip(batches, targets, strict=True):
-                total += output_loss(x, target, w_hat, half_range, bits, signed, apply)
-                if len(lowest) == FINALISTS and total > lowest[-1]:
-                    return total
-            lowest[:] = sorted([*lowest, total])[:FINALISTS]
-            return total
+            return sum(
+                output_loss(x, target, w_hat, half_range, bits, signed, apply)
+                for x, target in zip(batches, targets, strict=True)
+            )
 
         ranked[name] = {0.0: 0.0} if bits == 0 else search_range(candidate_ranges(low, high, r), loss)
 
