@@ -146,3 +146,30 @@ def test_search_sorts_by_loss_and_prefers_the_wider_of_equal_ranges() -> None:
     losses = {4.0: 2.0, 3.0: 1.0, 2.0: 1.0, 1.0: 5.0}
     found = search_range([1.0, 2.0, 3.0, 4.0], losses.__getitem__)
     assert list(found.items()) == [(3.0, 1.0), (2.0, 1.0), (4.0, 2.0), (1.0, 5.0)]
+
+
+@given(st.data())
+def test_the_search_finds_the_three_best_of_a_loss_with_one_minimum(data: st.DataObject) -> None:
+    """GIVEN losses that fall and then rise, THEN the best three are those of all candidates."""
+    falling = sorted(data.draw(st.sets(st.integers(1, 10**6), max_size=30)), reverse=True)
+    rising = sorted(data.draw(st.sets(st.integers(1, 10**6), min_size=1, max_size=30)) - set(falling))
+    losses = dict(enumerate(map(float, [*falling, 0, *rising]), start=1))
+    best_first = sorted(losses, key=losses.__getitem__)
+    assert list(search_range(map(float, losses), lambda half: losses[int(half)]))[:3] == best_first[:3]
+
+
+def test_the_search_looks_at_about_half_of_the_candidates() -> None:
+    """GIVEN 20 to 1, the best at 6, THEN every third from 20 on, the neighbours of 8 and 5, and those of 7 and 6."""
+    seen: list[float] = []
+
+    def loss(half: float) -> float:
+        seen.append(half)
+        return abs(half - 6.2)
+
+    found = search_range(map(float, range(1, 21)), loss)
+    assert seen == [20, 17, 14, 11, 8, 5, 2, 9, 7, 6, 4]
+    assert list(found)[:3] == [6, 7, 5]
+
+
+def test_nothing_to_search_among() -> None:
+    assert search_range([], float) == {}
