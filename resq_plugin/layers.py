@@ -98,10 +98,13 @@ class ResidualLayer(nn.Module):
         """x̂ = q(x; Φ_a), a new tensor of the shape of ``x``."""
         raise NotImplementedError
 
-    def quantize_residual(self, x: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """δ̂ = q(x - reference; Θ_a), a new tensor; for a dynamic pool also Π, the chosen index per pixel (N, H, W).
+    def quantize_residual(
+        self, x: Tensor, reference: Tensor | None = None, workspace: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """δ̂ = q(x - reference; Θ_a), no view of either; for a dynamic pool also Π, the index per pixel (N, H, W).
 
-        Without a reference ``x`` is the residual already.
+        Without a reference ``x`` is the residual already. A ``workspace`` of the shape of ``x`` is memory that δ̂ may
+        take; its contents are lost.
         """
         raise NotImplementedError
 

@@ -57,7 +57,7 @@ def search_range(candidates: Iterable[float], loss: Callable[[float], float]) ->
     """Search from coarse to fine: every third candidate, then the neighbours of the two best until those are known.
 
     Clipping errors fall and rounding errors rise with the range. Of a loss with one minimum the three best of all
-    candidates are found, with about half of the evaluations; ``benchmarks/calibration.py`` measures what real ones miss.
+    candidates are found, with about half of the evaluations.
 
     Returns:
         The losses of the candidates tried, best first; of equal ones the wider range.

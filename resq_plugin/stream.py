@@ -16,6 +16,7 @@ from resq_plugin.config import ResQConfig
 from resq_plugin.errors import FrameError, StreamError
 from resq_plugin.layers import ResidualLayer, executing, frame_by_frame, residual_layers
 from resq_plugin.schedule import Schedule, make_schedule
+from resq_plugin.workspace import Workspace
 
 __all__ = ["Stream", "StreamState", "stream"]
 
@@ -53,6 +54,7 @@ class StreamState:
         self.position = -1
         self.counts: dict[tuple[int, str], Tensor] = {}
         self.choices: dict[str, Tensor] | None = None
+        self.workspace = Workspace()
 
     def start_frame(self, position: int) -> None:
         """Begin the frame at that distance from its keyframe; a keyframe (0) forgets everything."""
@@ -100,7 +102,7 @@ class StreamState:
     def _residual(
         self, layer: ResidualLayer, name: str, cache: LayerCache, x: Tensor, options: dict[str, Any]
     ) -> Tensor:
-        delta_hat, choice = layer.quantize_residual(x, cache.x)
+        delta_hat, choice = layer.quantize_residual(x, cache.x, self.workspace.like(x))
         if choice is not None:
             self._record(layer, name, choice)
         delta_z = layer.apply_residual(delta_hat, **options)
@@ -258,6 +260,7 @@ class Stream:
     def reset(self) -> None:
         """Forget the video: free the caches; the next frame is the first of a new one."""
         self._state.caches.clear()
+        self._state.workspace.clear()
         self._keyframe_input = None
         self._demanded = True
         self.position, self.is_keyframe = -1, False

@@ -214,11 +214,13 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
             return plain(quantizer(x))
         return super().quantize_keyframe(x)
 
-    def quantize_residual(self, x: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def quantize_residual(
+        self, x: Tensor, reference: Tensor | None = None, workspace: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """δ̂ = q(x - reference; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
         holders = self._residual_holders()
         if len(holders) == 1 and holders[0] is not None and (is_observing(holders[0]) or is_exporting()):
             return plain(holders[0](x if reference is None else x - reference)), None
         if any(is_observing(quantizer) for quantizer in holders):
             return self.residual_pool(x.clone() if reference is None else x - reference), None
-        return super().quantize_residual(x, reference)
+        return super().quantize_residual(x, reference, workspace)

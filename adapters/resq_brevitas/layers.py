@@ -213,7 +213,9 @@ class BrevitasResidualLayer(TorchResidualLayer):
         """x̂ = q(x; Φ_a)."""
         return self.keyframe_quantizer(x)
 
-    def quantize_residual(self, x: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def quantize_residual(
+        self, x: Tensor, reference: Tensor | None = None, workspace: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """δ̂ = q(x - reference; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
         if self._forward_hooks and is_correcting_bias(self):
             msg = (
@@ -223,8 +225,8 @@ class BrevitasResidualLayer(TorchResidualLayer):
             raise StreamError(msg)
         quantizers = self.residual_quantizers
         if len(quantizers) > 1 and not self._is_float:
-            return super().quantize_residual(x, reference)
-        delta = x.clone() if reference is None else x - reference
+            return super().quantize_residual(x, reference, workspace)
+        delta = x.clone() if reference is None else torch.sub(x, reference, out=workspace)
         for quantizer in quantizers:
             if quantizer is not ZERO_BITS:
                 delta_hat = quantizer(delta)

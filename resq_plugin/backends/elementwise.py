@@ -27,6 +27,7 @@ def quantize_difference(
     threshold: Tensor | None,
     policy: PolicyConfig,
     channel_dim: int,
+    workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Quantize a residual, with the quantizer that Eq. 11 chooses for each pixel if there are several.
 
@@ -38,6 +39,7 @@ def quantize_difference(
         threshold: τ, in units of ‖δ‖; not needed for a single quantizer.
         policy: granularity of the choice.
         channel_dim: dimension of the channels.
+        workspace: memory of the shape of ``x`` for the residual, and for δ̂ if it is static.
 
     Returns:
         δ̂ of the shape of ``x`` and the choice Π (N, H, W), None for a single quantizer.
@@ -46,9 +48,9 @@ def quantize_difference(
         whole = x.float() if reference is None else x.float() - reference.float()
         quantized, choice = quantize_difference(whole, None, scales, bits, threshold, policy, channel_dim)
         return quantized.to(x.dtype), choice
-    delta = x if reference is None else x - reference
+    delta = x if reference is None else torch.sub(x, reference, out=workspace)
     if threshold is None:
-        return fake_quantize(delta, scales[0], bits[0]), None
+        return fake_quantize(delta, scales[0], bits[0], inplace=reference is not None), None
     integers = [
         None if width == 0 else quantize_to_integers(delta, scale, width)
         for scale, width in zip(scales, bits, strict=True)

@@ -163,10 +163,13 @@ class TorchResidualLayer(ResidualLayer):
         run = compiled(fake_quantize) if self.settings.config.compile else fake_quantize
         return run(x, quantizer.scale, quantizer.bits, signed=quantizer.signed)
 
-    def quantize_residual(self, x: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def quantize_residual(
+        self, x: Tensor, reference: Tensor | None = None, workspace: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """δ̂ = q(x - reference; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
         if self.channel_dim == 1 and x.dim() < self.weight.dim():  # (C, H, W), as `torch.nn` allows
-            delta_hat, choice = self.quantize_residual(x[None], None if reference is None else reference[None])
+            rest = (None if tensor is None else tensor[None] for tensor in (reference, workspace))
+            delta_hat, choice = self.quantize_residual(x[None], *rest)
             return delta_hat[0], None if choice is None else choice[0]
         quantizers = cast(list[UniformQuantizer], list(self.residual_quantizers))
         for quantizer in quantizers:
@@ -174,7 +177,8 @@ class TorchResidualLayer(ResidualLayer):
         config = self.settings.config
         run = compiled(quantize_difference) if config.compile else quantize_difference
         scales, bits = [quantizer.scale for quantizer in quantizers], [quantizer.bits for quantizer in quantizers]
-        return run(x, reference, scales, bits, self.threshold(), config.policy, self.channel_dim)
+        workspace = None if config.compile else workspace
+        return run(x, reference, scales, bits, self.threshold(), config.policy, self.channel_dim, workspace)
 
     def apply_keyframe(self, x_hat: Tensor, **options: Any) -> Tensor:
         """``x̂ * q(w; Φ_w) + b``."""
