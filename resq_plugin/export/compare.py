@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TensorDifference", "difference"]
+__all__ = ["TensorDifference", "difference", "sampled"]
 
 Array = NDArray[Any]
 LSB_BITS = 8
+SAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,9 @@ def difference(
     steps = [np.abs(ours.astype(np.float64) - expected.astype(np.float64)) / lsb for ours, expected in pairs]
     share, beyond = (float(np.mean([(step > least).mean() for step in steps])) for least in (0.5, 1))
     return TensorDifference(graph, name, max(float(step.max()) for step in steps), share, beyond)
+
+
+def sampled(array: Array) -> Array:
+    """At most `SAMPLES` elements of an array of any shape, evenly spread."""
+    flat = array.reshape(-1)
+    return flat[:: max(1, flat.size // SAMPLES)]

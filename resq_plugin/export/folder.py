@@ -25,11 +25,13 @@ from resq_plugin.convert import summarize
 from resq_plugin.errors import ExportError
 from resq_plugin.export.caches import Cache, CachePlan, plan_caches
 from resq_plugin.export.encodings import VERSIONS, check_versions, encodings_file
-from resq_plugin.export.golden import GOLDEN, golden_clip
+from resq_plugin.export.golden import GOLDEN, caches_of, golden_clip
 from resq_plugin.export.grid import Grid
 from resq_plugin.export.htp.build import FloatGraph, HtpConfig, build_htp
 from resq_plugin.export.manifest import MANIFEST, CacheSpec, GraphSpec, LayerSpec, Manifest, TensorSpec
 from resq_plugin.export.numbers import LayerNumbers, read_numbers
+from resq_plugin.export.part_numbers import compute_parts
+from resq_plugin.export.parts import PARTS, write_parts
 from resq_plugin.export.rewrite import to_encodings, to_qdq
 from resq_plugin.export.trace import Traced, trace_keyframe, trace_residual
 from resq_plugin.layers import residual_layers
@@ -85,11 +87,11 @@ def export_model(
         return traces[kind](model, clip[0], numbers, plan, extra)
 
     with _written_whole(Path(folder)) as part:
-        graphs, names, floats = {}, [], {}
+        graphs, names, floats, cuts = {}, [], {}, {}
         for kind in traces:
             trace = traced(kind)
             names = [value.name for value in trace.model.graph.outputs[: trace.outputs]]
-            graph = to_qdq(trace, caches)
+            graph, cuts[kind] = to_qdq(trace, caches)
             _save(graph, part / f"{kind}.onnx")
             graphs[kind] = GraphSpec(_tensors(graph.graph.inputs), _tensors(graph.graph.outputs))
             _write_encodings(part / "encodings", kind, traced(kind), caches, encodings)
@@ -97,6 +99,11 @@ def export_model(
                 floats[kind] = FloatGraph(*to_encodings(traced(kind), caches, clip=True)[:3])
         golden = golden_clip(model, clip, plan, names, schedule.interval)
         golden.write(part / GOLDEN)
+        parts = {"keyframe": compute_parts(model, torch.from_numpy(golden.frames[0]), numbers, names, plan)}
+        if plan.caches:
+            frame, past = torch.from_numpy(golden.frames[1]), caches_of(golden.memory, plan)
+            parts["residual"] = compute_parts(model, frame, numbers, names, plan, past)
+        write_parts(part / PARTS, parts, cuts)
         manifest = Manifest(
             versions=_versions(),
             config=config.to_dict(),

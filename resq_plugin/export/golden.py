@@ -6,8 +6,7 @@ values, so nothing is lost by it. Of new memory a sample is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,32 +19,18 @@ from torch.utils._pytree import tree_leaves
 
 from resq_plugin.errors import ExportError
 from resq_plugin.export.caches import CachePlan
-from resq_plugin.export.compare import difference
+from resq_plugin.export.compare import sampled
 from resq_plugin.fold import evaluating
 from resq_plugin.layers import executing
 from resq_plugin.stream import LayerCache, StreamState, stream
 
-__all__ = ["GOLDEN", "Golden", "Noise", "golden_clip", "sampled"]
+__all__ = ["GOLDEN", "Golden", "caches_of", "golden_clip"]
 
 GOLDEN = "golden.npz"
 FRAMES = 10
-SAMPLES = 512
 
 Array = NDArray[Any]
 Values = Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How far a result moves.
-
-    Attributes:
-        lsb: largest movement of any tensor.
-        beyond: largest share, over tensors, of elements that move by more than an LSB.
-    """
-
-    lsb: float
-    beyond: float
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,6 @@ class Golden:
         keyframe: of every frame as a keyframe, the model's outputs and new memory (`sampled`), by name.
         residual: of every frame but the first as a residual frame that reads ``memory``, the same.
         stream: of every frame of the whole clip as one stream, the outputs.
-        noise: per graph how far torch's own result moves with other convolution kernels, which add in another order.
     """
 
     frames: tuple[Array, ...]
@@ -66,11 +50,10 @@ class Golden:
     keyframe: tuple[Values, ...]
     residual: tuple[Values, ...]
     stream: tuple[Values, ...]
-    noise: Mapping[str, Noise]
 
     def write(self, path: Path) -> None:
         """Write it compressed."""
-        values: dict[str, Array] = {f"noise/{kind}": np.array([n.lsb, n.beyond]) for kind, n in self.noise.items()}
+        values: dict[str, Array] = {}
         for key, array in [
             *((f"frame/{index}", frame) for index, frame in enumerate(self.frames)),
             *((f"memory/{name}", array) for name, array in self.memory.items()),
@@ -93,34 +76,20 @@ class Golden:
                 values = dict(file)
             tables: dict[str, dict[int, dict[str, Array]]] = {"keyframe": {}, "residual": {}, "stream": {}}
             packed = {}
-            noise = {}
             for key, array in values.items():
                 kind, _, rest = key.partition("/")
                 if kind in tables:
                     index, _, name = rest.partition("/")
                     tables[kind].setdefault(int(index), {})[name] = array
-                elif kind == "noise":
-                    noise[rest] = Noise(*array.tolist())
                 elif not key.endswith("/scale"):
                     packed[key] = _unpack(array, values[f"{key}/scale"])
             memory = {k.removeprefix("memory/"): v for k, v in packed.items() if k.startswith("memory/")}
             frames = tuple(packed[f"frame/{index}"] for index in range(len(packed) - len(memory)))
             keyframe, residual, played = (tuple(table[i] for i in range(len(table))) for table in tables.values())
-            return cls(frames, memory, keyframe, residual, played, noise)
+            return cls(frames, memory, keyframe, residual, played)
         except Exception as error:  # a damaged archive raises whatever the reader stumbles over
             msg = f"{path} is missing or damaged ({type(error).__name__}: {error}); export the model again."
             raise ExportError(msg) from error
-
-
-@contextmanager
-def _other_kernels() -> Iterator[None]:
-    """Convolutions by torch's own kernels instead of oneDNN's."""
-    flags = torch.backends.mkldnn
-    enabled, *_ = flags.set_flags(False)  # its own context manager warns about GPUs when it ends
-    try:
-        yield
-    finally:
-        flags.set_flags(enabled)
 
 
 def golden_clip(
@@ -153,7 +122,7 @@ def golden_clip(
 
     def residual(frame: Tensor) -> dict[str, Array]:
         state = StreamState()
-        state.caches = _caches(memory, plan)
+        state.caches = caches_of(memory, plan)
         state.start_frame(1)
         with executing(state):
             results = outputs(model(frame))
@@ -164,26 +133,9 @@ def golden_clip(
         memory = {name: _rounded(array) for name, array in keyframe(clip[0])[1].items()}
         keyframes = [keyframe(frame)[0] for frame in clip]
         residuals = [residual(frame) for frame in clip[1:]] if plan.caches else []
-        pairs = list(zip(clip[1:4], keyframes[1:4], residuals or keyframes, strict=False))
-        with _other_kernels():
-            noise = {"keyframe": _noise([(before, keyframe(frame)[0]) for frame, before, _ in pairs])}
-            if plan.caches:
-                noise["residual"] = _noise([(before, residual(frame)) for frame, _, before in pairs])
         with stream(model, interval=interval) as video:
             played = tuple(outputs(video(frame)) for frame in clip)
-    return Golden(tuple(frame.numpy() for frame in clip), memory, tuple(keyframes), tuple(residuals), played, noise)
-
-
-def _noise(frames: Sequence[tuple[Values, Values]]) -> Noise:
-    names = frames[0][0]
-    found = [difference("", name, [(after[name], before[name]) for before, after in frames]) for name in names]
-    return Noise(max(tensor.lsb for tensor in found), max(tensor.beyond for tensor in found))
-
-
-def sampled(array: Array) -> Array:
-    """At most `SAMPLES` elements of an array of any shape, evenly spread."""
-    flat = array.reshape(-1)
-    return flat[:: max(1, flat.size // SAMPLES)]
+    return Golden(tuple(frame.numpy() for frame in clip), memory, tuple(keyframes), tuple(residuals), played)
 
 
 def _memory(state: StreamState, plan: CachePlan) -> dict[str, Array]:
@@ -198,8 +150,8 @@ def _memory(state: StreamState, plan: CachePlan) -> dict[str, Array]:
     }
 
 
-def _caches(memory: Values, plan: CachePlan) -> dict[tuple[str, int], LayerCache]:
-    """The memory of a stream as torch holds it, private copies."""
+def caches_of(memory: Values, plan: CachePlan) -> dict[tuple[str, int], LayerCache]:
+    """The memory of a stream as torch holds it, private copies, by call of a layer."""
     grids = {cache.name: cache.grid for cache in plan.caches}
 
     def tensor(name: str) -> Tensor:

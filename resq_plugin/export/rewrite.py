@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+import torch
 
 from resq_plugin.export.caches import Cache
 from resq_plugin.export.editor import Editor
 from resq_plugin.export.grid import Grid
+from resq_plugin.export.parts import Cut
 from resq_plugin.export.trace import DOMAIN, Traced
 
 __all__ = ["Encodings", "to_encodings", "to_qdq"]
@@ -19,8 +21,8 @@ Encodings = dict[str, Grid]
 """Tensor name to grid."""
 
 
-def to_qdq(traced: Traced, caches: Mapping[str, Cache]) -> onnx_ir.Model:
-    """Replace every marker by QuantizeLinear and DequantizeLinear, in place.
+def to_qdq(traced: Traced, caches: Mapping[str, Cache]) -> tuple[onnx_ir.Model, list[Cut]]:
+    """Replace every marker by QuantizeLinear and DequantizeLinear, in place; also say where the graph may be cut.
 
     Weights become integers. A grid that is narrower than its integer type is clipped to its ends before it is
     quantized, which gives the integers of Eq. 1 exactly. Caches on a grid are integers.
@@ -31,20 +33,23 @@ def to_qdq(traced: Traced, caches: Mapping[str, Cache]) -> onnx_ir.Model:
         cache = caches.get(value.name)
         if cache is not None and cache.grid is not None:
             _integer_input(editor, value, cache.grid)
-    for node in _markers(editor):
-        name = node.attributes["grid"].as_string()
-        grid, values = traced.marked[name]
+    for node, name, grid, values in _quantizers(editor, traced):
         if values is None:
             editor.replace(node, _quantize(editor, node, name, grid))
         else:
             editor.replace(node, _weight(editor, node, name, grid, values.cpu().numpy()))
+    cuts = _remove_cuts(editor, traced)
     for index, name in enumerate(names):
         if name in caches and caches[name].grid is not None:
             producer = editor.graph.outputs[index].producer()
             editor.graph.outputs[index] = producer.inputs[0]
             producer.inputs[0].shape = onnx_ir.Shape(caches[name].shape)
     editor.separate_outputs(names)
-    return editor.finish()
+    model = editor.finish()
+    places = [
+        (name, value.name, [(node.outputs[0].name, index) for node, index in uses]) for name, value, uses in cuts
+    ]
+    return model, [Cut(name, value, tuple(readers)) for name, value, readers in places]
 
 
 def to_encodings(
@@ -61,9 +66,8 @@ def to_encodings(
     activations: dict[onnx_ir.Value, Grid] = {}
     weights: Encodings = {}
     biases: Encodings = {}
-    for node in _markers(editor):
-        name = node.attributes["grid"].as_string()
-        grid, values = traced.marked[name]
+    _remove_cuts(editor, traced)
+    for node, name, grid, values in _quantizers(editor, traced):
         if values is None:
             value = node.inputs[0]
             if activations.setdefault(value, grid) != grid:
@@ -105,8 +109,25 @@ def _names(traced: Traced) -> list[str]:
     return [value.name for value in traced.model.graph.outputs]
 
 
-def _markers(editor: Editor) -> list[onnx_ir.Node]:
-    return [node for node in editor.graph if node.domain == DOMAIN]
+def _markers(editor: Editor, traced: Traced) -> list[tuple[onnx_ir.Node, str, Grid | None, torch.Tensor | None]]:
+    nodes = [node for node in editor.graph if node.domain == DOMAIN]
+    names = [node.attributes["grid"].as_string() for node in nodes]
+    return [(node, name, *traced.marked[name]) for node, name in zip(nodes, names, strict=True)]
+
+
+def _quantizers(editor: Editor, traced: Traced) -> list[tuple[onnx_ir.Node, str, Grid, torch.Tensor | None]]:
+    return [(node, name, grid, values) for node, name, grid, values in _markers(editor, traced) if grid is not None]
+
+
+def _remove_cuts(editor: Editor, traced: Traced) -> list[tuple[str, onnx_ir.Value, list[tuple[onnx_ir.Node, int]]]]:
+    """Remove the markers of cuts, and return of each its name, its tensor and who read it."""
+    cuts = []
+    for node, name, grid, _ in _markers(editor, traced):
+        if grid is None:
+            value = node.inputs[0]
+            cuts.append((name, value, [(use.node, use.idx) for use in node.outputs[0].uses()]))
+            editor.replace(node, value)
+    return cuts
 
 
 def _integer_input(editor: Editor, value: onnx_ir.Value, grid: Grid) -> None:

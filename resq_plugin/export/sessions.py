@@ -47,8 +47,8 @@ def target_of(manifest: Manifest, device: str) -> Manifest | HtpSpec:
     return manifest.htp
 
 
-def cpu_session(path: Path, threads: int = 0) -> Any:
-    """Open a graph on the CPU.
+def cpu_session(source: Path | bytes, threads: int = 0) -> Any:
+    """Open a graph, a file or its contents, on the CPU.
 
     Quantizers stay nodes of their own: ONNX Runtime's fused integer kernels round elsewhere than the simulation, and
     on x86-64 without VNNI they saturate.
@@ -58,9 +58,11 @@ def cpu_session(path: Path, threads: int = 0) -> Any:
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        model = source if isinstance(source, bytes) else str(source)
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no base
-        msg = f"ONNX Runtime cannot open {path}: {error}"
+        name = "a part of the graph" if isinstance(source, bytes) else source
+        msg = f"ONNX Runtime cannot open {name}: {error}"
         raise ExportError(msg) from error
 
 

@@ -37,8 +37,8 @@ DOMAIN = "resq"
 OPSET = 21
 """The first with 4-bit integers. The tracer writes 20, from which 21 only differs in the types it allows."""
 
-Marked = dict[str, tuple[Grid, Tensor | None]]
-"""Name of a marker to its grid and, of a weight, its values."""
+Marked = dict[str, tuple[Grid | None, Tensor | None]]
+"""Name of a marker to its grid and, of a weight, its values; no grid marks a `Cut`."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,12 @@ class _Executor:
 
         return cast(Tensor, _Mark.apply(x, name, quantize))
 
+    def cut(self, tensor: Tensor, call: tuple[str, int], side: str) -> Tensor:
+        """Mark where `resq_plugin.export.parts` cuts the graph."""
+        name = f"{call[0]}@{call[1]}.{side}"
+        self.marked[name] = None, None
+        return cast(Tensor, _Mark.apply(tensor, name, torch.clone))
+
     def weight(self, name: str, kind: str) -> Tensor:
         weight = self.numbers[name].weights[kind]
         marker = f"{name}.weight" if kind == "keyframe" else f"{name}.residual.weight"
@@ -107,12 +113,13 @@ class _Keyframe(_Executor):
     def run(self, layer: ResidualLayer, call: tuple[str, int], x: Tensor, options: dict[str, Any]) -> Tensor:
         name, numbers = call[0], self.numbers[call[0]]
         x_hat = x if numbers.keyframe is None else self.mark(x, f"{name}.x", numbers.keyframe)
-        z = layer.linear(x_hat, self.weight(name, "keyframe"), numbers.bias, **options)
+        x_cut = x if numbers.keyframe is None else self.cut(x_hat, call, "x")
+        z = layer.linear(x_cut, self.weight(name, "keyframe"), numbers.bias, **options)
         if call in self.plan.x:
             reference = x if layer.settings.config.reference == "float" else x_hat
             self.memory.setdefault(self.plan.x[call], reference.clone())
             self.memory.setdefault(self.plan.z[call], z.clone())
-        return z
+        return self.cut(z, call, "z")
 
 
 class _Residual(_Executor):
@@ -122,13 +129,14 @@ class _Residual(_Executor):
         if call not in self.plan.x:
             msg = f"layer {call[0]} is called more often in a residual frame than in a keyframe; exclude it."
             raise ExportError(msg)
-        x_name, z_name = self.plan.x[call], self.plan.z[call]
+        numbers, x_name, z_name = self.numbers[call[0]], self.plan.x[call], self.plan.z[call]
         reference, z_past = self.memory[x_name], self.memory[z_name]
         delta_hat = self.quantize(layer, x - reference)
-        z = layer.linear(delta_hat, self.weight(call[0], "residual"), None, **options) + z_past
+        delta_cut = self.cut(delta_hat, call, "x") if any(numbers.residual) else delta_hat
+        z = layer.linear(delta_cut, self.weight(call[0], "residual"), None, **options) + z_past
         if layer.settings.config.reference == "running":
             self.memory[x_name], self.memory[z_name] = reference + delta_hat, z.clone()
-        return z
+        return self.cut(z, call, "z")
 
     def quantize(self, layer: ResidualLayer, delta: Tensor) -> Tensor:
         """δ̂; a pool in dense form: every quantizer runs and each pixel takes its own."""

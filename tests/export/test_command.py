@@ -61,7 +61,7 @@ def test_verify_tells_lsb_and_fails_on_a_changed_file(tmp_path: Path, capsys: py
     assert main(["verify", str(out), "--json", str(tmp_path / "verify.json")]) == 0
     assert "argmax of the 10-frame clip as one stream: 100.00 % equal" in capsys.readouterr().out
     found = json.loads((tmp_path / "verify.json").read_text())["cpu"]
-    assert found["limits"]["residual"] == {"lsb": 1, "beyond": 1e-4}  # no rounding flips in so small a net
+    assert max(tensor["lsb"] for tensor in found["parts"] + found["tensors"]) < 1e-3
     assert found["agreement"] == 100
 
     (out / "residual.onnx").write_bytes(b"changed")

@@ -52,7 +52,7 @@ def test_the_manifest_describes_every_file_and_tensor(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["keyframe.onnx", "residual.onnx", "golden.npz", "encodings/keyframe.1.0.0.encodings"]
+    "name", ["keyframe.onnx", "residual.onnx", "golden.npz", "parts.npz", "encodings/keyframe.1.0.0.encodings"]
 )
 def test_a_changed_or_missing_file_is_named(folder: Path, name: str) -> None:
     path = folder / name
@@ -76,26 +76,6 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
     (folder / "manifest.json").write_text(text.replace('"version": 1', '"version": 2', 1))
     with pytest.raises(ExportError, match="has version 2; this release reads version 1"):
         Manifest.read(folder)
-
-
-def test_a_wrong_graph_is_found_even_when_its_checksum_is_right(folder: Path) -> None:
-    """Verification runs the graphs: one 8-bit weight that is off by one step shows."""
-    import onnx
-
-    path = folder / "keyframe.onnx"
-    model = onnx.load(path)
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "5.weight")
-    values = onnx.numpy_helper.to_array(weight).copy()
-    values.flat[0] += 20 if values.flat[0] < 0 else -20
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, "5.weight"))
-    onnx.save(model, path)
-    Manifest.read(folder).write(folder)
-
-    found = verify(folder)
-
-    assert not found.passed
-    assert found.worst("keyframe") > 1
-    assert found.worst("residual") < 1e-3
 
 
 def test_what_is_there_already_stays_unless_it_is_an_export(folder: Path, tmp_path: Path) -> None:

@@ -17,14 +17,17 @@ from resq_plugin import stream
 from resq_plugin.errors import ExportError
 from resq_plugin.export import OrtStream, export_model, verify
 from resq_plugin.export.caches import plan_caches
-from resq_plugin.export.compare import difference
-from resq_plugin.export.golden import Noise
+from resq_plugin.export.compare import TensorDifference, difference
 from resq_plugin.export.manifest import Manifest
 from resq_plugin.export.numbers import read_numbers
 from resq_plugin.export.verification import Verification
+from resq_plugin.layers import residual_layers
 
 LSB = 1e-3
 """Of an 8-bit grid. Small nets agree to float rounding; a wrong step anywhere is a whole LSB."""
+
+PART_LSB = 1.0
+"""Of an integer on its own grid, which may fall on either side of a rounding."""
 
 PRECISIONS = {"float": "W8A8->W4A4", "quantized": "W4A4->W3A3", "running": "W8A8->W4A{0,4,8}"}
 
@@ -42,21 +45,53 @@ def test_each_graph_equals_torch_and_so_does_the_stream(tmp_path: Path, zoo: str
     found = verify(tmp_path / "out")
 
     assert found.passed
-    assert found.limits.keys() == {"keyframe", "residual"}
     assert found.frames == 10
     assert found.agreement == 100
     assert {tensor.graph for tensor in found.tensors} == {"keyframe", "residual"}
-    assert found.worst("keyframe") < LSB
-    assert found.worst("residual") < LSB
+    assert max(found.worst(graph) for graph in ("keyframe", "residual")) < LSB
+    assert max(found.worst_part(graph) for graph in ("keyframe", "residual")) <= PART_LSB
+    graphs = {part.graph for part in found.parts}
+    assert graphs == {"keyframe", "residual"}
 
 
-def test_differences_are_counted_in_lsb_and_both_limits_hold() -> None:
+def test_every_layer_call_and_every_output_is_a_part(tmp_path: Path) -> None:
+    """Of a net that calls ``head`` twice in a frame; the outputs are what the head returns twice."""
+    model = build("pyramid", "W8A8->W4A4", reference="running")
+    export_model(model, video(3), tmp_path / "out", encodings=())
+
+    found = verify(tmp_path / "out").parts
+
+    for graph, prefix in (("keyframe", ""), ("residual", "new.")):
+        names = {part.name for part in found if part.graph == graph}
+        calls = [f"{name}@0" for name in residual_layers(model)] + ["head@1"]
+        assert {f"{call}.{side}" for call in calls for side in "xz"} <= names
+        manifest = Manifest.read(tmp_path / "out")
+        assert {f"{prefix}{cache.name}" for cache in manifest.caches} <= names
+
+
+def test_differences_are_counted_in_lsb() -> None:
     expected = np.array([255.0, 0, 0, 0], np.float32)  # one LSB of Eq. 6: 2 * 255 / 255
     found = difference("residual", "output", [(expected + np.array([0, 1.5, 0.8, 3], np.float32), expected)])
 
     assert (found.lsb, found.share, found.beyond) == (1.5, 0.5, 0.25)
-    for limit, passed in [(Noise(1.5, 0.25), True), (Noise(1.4, 0.25), False), (Noise(1.5, 0.2), False)]:
-        assert Verification((found,), {"residual": limit}, 100.0, 1).passed is passed
+    assert difference("residual", "x", [(np.array([3, -2]), np.array([3, 0]))]).lsb == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "share", "whole", "agreement", "passed"),
+    [
+        (1.0, 0.01, 9.0, 90.0, True),
+        (1.1, 0.01, 0.0, 100.0, False),
+        (1.0, 0.02, 0.0, 100.0, False),
+        (0.0, 0.0, 0.0, 89.9, False),
+    ],
+)
+def test_parts_and_the_stream_decide(part: float, share: float, whole: float, agreement: float, passed: bool) -> None:
+    """Roundings that flip through the whole of a deep graph are no error."""
+    parts, tensors = (TensorDifference("residual", "z", lsb, share, share) for lsb in (part, whole))
+    found = Verification((parts,), (tensors,), agreement, 10)
+    assert found.passed is passed
+    assert (found.worst_part("residual"), found.worst("residual"), found.worst("keyframe")) == (part, whole, 0)
 
 
 def test_frame_quantization_has_one_graph_and_no_memory(tmp_path: Path) -> None:
