@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resq_plugin.config import Precision, ResQConfig
-from resq_plugin.errors import ConversionError
+from resq_plugin.errors import CalibrationError, ConversionError
 
 __all__ = [
     "ActivationQuantizer",
@@ -85,6 +85,8 @@ class ResidualLayer(nn.Module):
     """The batch norm folded into this layer, if any; a backend without folding has no such attribute."""
     activation_norm: Tensor
     """RMS over pixels of the keyframe inputs' channel norm, (), to normalize the policy; calibration sets it."""
+    missing_norm: str = ""
+    """What to do where it is NaN, because a toolkit found the ranges without it; no backend else looks."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
         """The bare operation ``x * weight + bias``."""
@@ -136,11 +138,18 @@ class ResidualLayer(nn.Module):
         raise NotImplementedError
 
     def threshold(self) -> Tensor | None:
-        """τ of Eq. 11 in units of ‖δ‖, (); None for a static residual."""
+        """τ of Eq. 11 in units of ‖δ‖, (); None for a static residual.
+
+        Raises:
+            CalibrationError: it is normalized by a norm that nobody has found.
+        """
         if self.settings.residual is None or len(self.settings.residual.pool) == 1:
             return None
         policy = self.settings.config.policy
         if policy.normalize == "layer":
+            if self.missing_norm and not self.activation_norm.is_meta and bool(self.activation_norm.isnan()):
+                msg = f"layer {self.settings.name} (residual) has no activation norm, {self.missing_norm}"
+                raise CalibrationError(msg)
             return self.activation_norm * policy.threshold
         norm: Tensor = torch.linalg.vector_norm(self.weight_of("residual").detach())
         return policy.threshold / norm.clamp_min(1e-30)

@@ -17,7 +17,6 @@ from resq_aimet.hosted import HostedLayer
 from resq_aimet.pool import PixelPool
 from resq_aimet.quantizers import ActivationView, NoQuantizer, new_quantizer
 from resq_plugin.backends.torch_backend import TorchResidualLayer
-from resq_plugin.errors import CalibrationError
 from resq_plugin.layers import LayerSettings
 from resq_plugin.quantizer import weight_range
 
@@ -35,6 +34,10 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
     """
 
     placement: str
+    missing_norm = (
+        "which AIMET's own files do not hold, as they hold quantizers only; call resq_plugin.calibrate(model, clips), or "
+        "load it: resq_plugin.load_ranges(model, path)."
+    )
 
     def setup(self, settings: LayerSettings, placement: str = "paper") -> None:
         """Add Θ, and in ``paper`` placement Φ. The Parameters of the layer are not touched."""
@@ -179,21 +182,6 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
             low, high = weight_range(view, channel_dims)
             half = torch.maximum(high, -low).reshape(quantizer.shape)
             quantizer.set_range(-half, half)
-
-    def threshold(self) -> Tensor | None:
-        """τ of Eq. 11 in units of ‖δ‖, (); None for a static residual.
-
-        Raises:
-            CalibrationError: it is normalized by a norm that AIMET's quantizer states and encodings files do not hold.
-        """
-        threshold = super().threshold()
-        if threshold is not None and not threshold.is_meta and bool(threshold.isnan()):
-            msg = (
-                f"layer {self.settings.name} (residual) has no activation norm; call resq_plugin.calibrate(model, "
-                "clips), or load it: resq_plugin.load_ranges(model, path). AIMET's own files hold quantizers only."
-            )
-            raise CalibrationError(msg)
-        return threshold
 
     # --- what runs -----------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from resq_brevitas._compat import (
 from resq_brevitas.residual_path import ResidualPath
 from resq_brevitas.views import ZERO_BITS, ActivationView
 from resq_plugin.backends.torch_backend import TorchResidualLayer
-from resq_plugin.errors import CalibrationError, ConversionError, StreamError
+from resq_plugin.errors import ConversionError, StreamError
 from resq_plugin.layers import LayerSettings
 
 __all__ = ["BrevitasResidualLayer"]
@@ -40,6 +40,10 @@ class BrevitasResidualLayer(TorchResidualLayer):
     """
 
     own_state = (*HOST_STATE, "residual_path", "activation_norm", "_extra_state")
+    missing_norm = (
+        "which calibration_mode does not find; call resq_plugin.calibrate(model, clips), or configure "
+        "policy={'normalize': 'none'}."
+    )
     residual_path: ResidualPath | None
     input_quant: Any
     weight_quant: Any
@@ -135,21 +139,6 @@ class BrevitasResidualLayer(TorchResidualLayer):
         with torch.no_grad():
             for kind in ("keyframe", "residual"):
                 self._weight_holder(kind).quant_weight()
-
-    def threshold(self) -> Tensor | None:
-        """τ of Eq. 11 in units of ‖δ‖, (); None for a static residual.
-
-        Raises:
-            CalibrationError: it is normalized by a norm that Brevitas' own calibration does not find.
-        """
-        threshold = super().threshold()
-        if threshold is not None and not threshold.is_meta and bool(threshold.isnan()):
-            msg = (
-                f"layer {self.settings.name} (residual) has no activation norm, which calibration_mode does not find; "
-                "call resq_plugin.calibrate(model, clips), or configure policy={'normalize': 'none'}."
-            )
-            raise CalibrationError(msg)
-        return threshold
 
     # --- what Brevitas reads -------------------------------------------------------------------------------------
 
