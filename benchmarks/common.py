@@ -81,7 +81,8 @@ def camvid(data: Path, split: str) -> tuple[list[Tensor], list[Tensor]]:
     frames, labels = [], []
     for path in sorted(folder.glob("*.png")):
         pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float()
-        frames.append(((pixels - mean) / std).unsqueeze(0))
+        # Contiguous, as a data preprocessor makes them: a convolution would take the layout of permuted pixels on.
+        frames.append(((pixels - mean) / std).unsqueeze(0).contiguous())
         annotation = path.parent.with_name(f"{split}annot") / path.name
         labels.append(torch.from_numpy(np.array(Image.open(annotation))).long().unsqueeze(0))
     return frames, labels

@@ -35,8 +35,8 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
 
     placement: str
     missing_norm = (
-        "which AIMET's own files do not hold, as they hold quantizers only; call resq_plugin.calibrate(model, clips), or "
-        "load it: resq_plugin.load_ranges(model, path)."
+        "which AIMET's own files do not hold, as they hold quantizers only; call "
+        "resq_plugin.calibrate(model, clips), or load it: resq_plugin.load_ranges(model, path)."
     )
 
     def setup(self, settings: LayerSettings, placement: str = "paper") -> None:
