@@ -92,7 +92,7 @@ class _Executor:
         absent = {cache.name for cache in self.plan.caches if cache.source != "keyframe"}
         memory = [_integers(part, grids.get(part.name)) for part in self.memory.values() if part.name not in absent]
         return memory + [
-            _part(name, result)
+            _part(name, result, is_chosen=not result.is_floating_point())
             for name, result in zip(names, results, strict=True)
             if result._version or not any(result is known for known in self.handed_on)
         ]

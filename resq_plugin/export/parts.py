@@ -55,7 +55,7 @@ class Part:
         lsb: step of its grid, the coarsest of a pool; None for floats.
         amplitude: of the made-up numbers that are handed on instead; 0 for an output of the graph.
         base: memory that they are added to: z_k, from which residual frames do not differ much.
-        is_chosen: whether pixels choose from a pool, where an error close to τ may choose otherwise.
+        is_chosen: whether pixels choose, from a pool or a class, where a rounding may choose otherwise.
     """
 
     name: str

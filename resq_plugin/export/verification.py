@@ -124,13 +124,13 @@ def _parts(folder: Path, kind: str, manifest: Manifest, golden: Golden, threads:
 
 
 def _compare(kind: str, part: Part, found: Array) -> TensorDifference:
-    if part.lsb is None:
-        return difference(kind, part.name, [(found, part.expected)])
-    steps = [np.rint(array / np.float32(part.lsb)).astype(np.int32) for array in (found, part.expected)]
+    arrays = [found, part.expected]
+    if part.lsb is not None:
+        arrays = [np.rint(array / np.float32(part.lsb)).astype(np.int32) for array in arrays]
     if part.is_chosen:
-        order = np.argsort(np.abs(steps[0] - steps[1]))
-        steps = [array[order[: math.ceil((1 - RARE) * len(order))]] for array in steps]
-    return difference(kind, part.name, [(steps[0], steps[1])])
+        order = np.argsort(np.abs(arrays[0].astype(np.float64) - arrays[1]))
+        arrays = [array[order[: math.ceil((1 - RARE) * len(order))]] for array in arrays]
+    return difference(kind, part.name, [(arrays[0], arrays[1])])
 
 
 def _ranked(tensors: list[TensorDifference]) -> tuple[TensorDifference, ...]:

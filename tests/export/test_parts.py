@@ -11,11 +11,13 @@ import onnx
 import pytest
 from helpers import build, video
 from onnx import numpy_helper
+from torch import Tensor, nn
 
 from resq_plugin.errors import ExportError
 from resq_plugin.export import export_model, verify
 from resq_plugin.export.manifest import Manifest
 from resq_plugin.export.parts import PARTS, Cut, Part, made_up, read_parts, write_parts
+from resq_plugin.export.verification import _compare
 
 Fault = Callable[[onnx.GraphProto], None]
 
@@ -115,3 +117,31 @@ def test_parts_and_cuts_are_read_as_they_were_written(tmp_path: Path) -> None:
     (tmp_path / PARTS).write_bytes(b"PK damaged")
     with pytest.raises(ExportError, match=r"parts\.npz is missing or damaged.*export the model again"):
         read_parts(tmp_path / PARTS)
+
+
+def test_a_choice_may_fall_otherwise_in_one_pixel_of_a_hundred() -> None:
+    expected = np.zeros(200, np.int64)
+    part = Part("output", expected, (200,), is_chosen=True)
+    for wrong, lsb in ((0, 0), (2, 0), (3, 7)):
+        found = expected.copy()
+        found[:wrong] = 7
+        assert _compare("keyframe", part, found).lsb == lsb
+    assert _compare("keyframe", Part("output", expected, (200,)), np.full(200, 7)).share == 1
+
+
+def test_an_argmax_as_output_is_a_part(tmp_path: Path) -> None:
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).argmax(1, keepdim=True)
+
+    export_model(build(Classes), video(2), tmp_path / "out", encodings=())
+
+    found = verify(tmp_path / "out")
+
+    assert found.passed
+    outputs = [part for part in found.parts if part.name == "output"]
+    assert [(part.graph, part.lsb) for part in outputs] == [("keyframe", 0), ("residual", 0)]
