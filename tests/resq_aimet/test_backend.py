@@ -1,16 +1,15 @@
-"""The backend on float models: the torch backend's integers, out of AIMET's quantizers."""
+"""The backend on float models, where it is not as any other: see tests/test_host_backends.py."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 from aimet_torch.nn import QuantizationMixin
-from helpers import ZOO, assert_equal, build, eq1, eq6, play, seeded, video
+from helpers import ZOO, assert_equal, eq6, play, seeded, video
 from hypothesis import given
 from hypothesis import strategies as st
 from resq_aimet.quantizers import ActivationView, new_quantizer
@@ -20,19 +19,11 @@ from resq_plugin import (
     ResQConfig,
     calibrate,
     convert,
-    evaluate,
-    float_state_dict,
     load_checkpoint,
-    measure_cost,
-    revert,
     save_checkpoint,
-    save_ranges,
     stream,
-    summarize,
 )
-from resq_plugin.checkpoint import load_ranges
 from resq_plugin.errors import CalibrationError, CheckpointError, ConversionError
-from resq_plugin.evaluate import Agreement
 from resq_plugin.layers import residual_layers
 from resq_plugin.quantizer import quantize_to_integers
 
@@ -87,40 +78,6 @@ def test_aimets_own_calibration_takes_the_range_of_equation_6() -> None:
     assert torch.equal(quantizer.get_scale().detach(), torch.tensor(6 / 15))
 
 
-@pytest.mark.parametrize("weights", ["tensor", "channel"])
-@pytest.mark.parametrize("precision", [STATIC, DYNAMIC, "W4A4->W3A3", "W8A8"])
-def test_outputs_equal_the_torch_backends(zoo: str, precision: str, weights: str, clips: list[list[Tensor]]) -> None:
-    frames = video(7)
-    models = [calibrated(zoo, backend, precision, clips, weights=weights) for backend in ("torch", "aimet")]
-    assert_equal(play(models[1], frames), play(models[0], frames))
-    for layer, expected in zip(*[residual_layers(model).values() for model in reversed(models)], strict=True):
-        for kind in ("keyframe", "residual"):
-            assert torch.equal(layer.weight_of(kind), expected.weight_of(kind))
-            assert torch.equal(layer.weight_scale_of(kind), expected.weight_scale_of(kind))
-
-
-def test_references_and_grids_equal_the_torch_backends(reference: str, clips: list[list[Tensor]]) -> None:
-    frames = video(7)
-    settings = {"reference": reference, "keyframe_grid": "unsigned"}
-    models = [calibrated("residual", backend, STATIC, clips, **settings) for backend in ("torch", "aimet")]
-    assert not models[1].conv2.keyframe_quantizer.signed
-    assert_equal(play(models[1], frames), play(models[0], frames))
-
-
-@pytest.mark.parametrize("dims", [1, 3])
-def test_one_and_three_dimensions_equal_the_torch_backends(dims: int) -> None:
-    def net() -> nn.Module:
-        conv, transposed = getattr(nn, f"Conv{dims}d"), getattr(nn, f"ConvTranspose{dims}d")
-        return nn.Sequential(conv(2, 6, 3, padding=1), nn.ReLU(), transposed(6, 4, 2, stride=2, groups=2))
-
-    frames = video(5, (2, 2) + (8,) * dims)
-    models = []
-    for backend in ("torch", "aimet"):
-        models.append(convert(seeded(net), ResQConfig.parse(STATIC, backend=backend, weights="channel")))
-        calibrate(models[-1], [frames[:3]])
-    assert_equal(play(models[1], frames), play(models[0], frames))
-
-
 # --- where things are -----------------------------------------------------------------------------------------------
 
 
@@ -135,76 +92,7 @@ def test_aimet_sees_two_quantized_modules_that_share_a_weight(clips: list[list[T
     assert layer.residual_path.param_quantizers["weight"].bitwidth == 4
 
 
-def test_weights_are_quantized_by_equations_6_and_7(clips: list[list[Tensor]]) -> None:
-    layer = calibrated("unet", "aimet", STATIC, clips, weights="tensor").blocks[1]
-    weight = layer.weight.detach()
-    assert torch.equal(layer.weight_of("residual"), eq1(weight, eq6(weight.min(), weight.max(), 4), 4))
-    assert torch.equal(layer.weight_of("keyframe"), eq1(weight, eq6(weight.min(), weight.max(), 8), 8))
-
-
-def test_interval_of_one_is_frame_quantization_and_a_repeated_frame_changes_nothing(zoo: str) -> None:
-    frames = video(3)
-    model = build(zoo, STATIC, frames, backend="aimet", fold=False)
-    with torch.no_grad():
-        assert_equal(play(model, frames, interval=1), [model(frame) for frame in frames])
-        first, second, third = play(model, [frames[0]] * 3)
-    assert_equal([second, third], [first, first])
-
-
-def test_threads_do_not_disturb_each_other(clips: list[list[Tensor]]) -> None:
-    model = calibrated("mobile", "aimet", STATIC, clips)
-    videos = [video(7, seed=seed) for seed in range(4)]
-    expected = [play(model, frames) for frames in videos]
-    found: dict[int, list[Tensor]] = {}
-    threads = [
-        threading.Thread(target=lambda index=index: found.update({index: play(model, videos[index])}))
-        for index in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for index, outputs in enumerate(expected):
-        assert_equal(found[index], outputs)
-
-
 # --- the core around it ---------------------------------------------------------------------------------------------
-
-
-def test_revert_gives_the_float_model_back(zoo: str, clips: list[list[Tensor]]) -> None:
-    model = calibrated(zoo, "aimet", DYNAMIC, clips)
-    expected = seeded(ZOO[zoo])
-    revert(model)
-    assert [type(module) for module in model.modules()] == [type(module) for module in expected.modules()]
-    assert list(model.state_dict()) == list(expected.state_dict())
-    assert_equal(list(model.state_dict().values()), list(expected.state_dict().values()))
-    with torch.no_grad():
-        assert torch.equal(model(video(1)[0]), expected(video(1)[0]))
-
-
-def test_float_checkpoints_load_strictly_and_quantized_weights_follow(zoo: str, clips: list[list[Tensor]]) -> None:
-    models = [calibrated(zoo, backend, STATIC, clips) for backend in ("torch", "aimet")]
-    other = seeded(ZOO[zoo], seed=1).state_dict()
-    for model in models:
-        model.load_state_dict(other, strict=True)
-    assert_equal(play(models[1], video(4)), play(models[0], video(4)))
-    assert float_state_dict(models[1]).keys() == other.keys()
-    for layer in residual_layers(models[1]).values():
-        assert layer.residual_path.weight is layer.weight
-
-
-@pytest.mark.parametrize("precision", [STATIC, DYNAMIC])
-def test_checkpoints_and_ranges_make_an_equal_model(precision: str, clips: list[list[Tensor]], tmp_path: Path) -> None:
-    model = calibrated("residual", "aimet", precision, clips)
-    expected = play(model, video(5))
-    save_checkpoint(model, tmp_path / "model.pth")
-    save_ranges(model, tmp_path / "ranges.pth")
-    config = ResQConfig.parse(precision, backend="aimet")
-    for load, name, seed in ((load_checkpoint, "model.pth", 1), (load_ranges, "ranges.pth", 0)):
-        fresh = convert(seeded(ZOO["residual"], seed=seed), config)
-        load(fresh, tmp_path / name)
-        load(fresh, tmp_path / name)
-        assert_equal(play(fresh, video(5)), expected)
 
 
 def test_a_state_dict_holds_a_shared_weight_once_and_can_be_loaded_twice(clips: list[list[Tensor]]) -> None:
@@ -293,33 +181,7 @@ def test_gradients_are_those_of_aimets_kernel(clips: list[list[Tensor]]) -> None
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_cost_summary_and_evaluation_work_unchanged(clips: list[list[Tensor]]) -> None:
-    models = [calibrated("residual", backend, DYNAMIC, clips) for backend in ("torch", "aimet")]
-    assert measure_cost(models[1], (1, 3, 12, 16)) == measure_cost(models[0], (1, 3, 12, 16))
-    assert summarize(models[1]) == summarize(models[0])
-    frames = [frame[:1] for frame in video(6)]
-    results = [
-        evaluate(
-            model,
-            [frames],
-            {"agreement": [[torch.zeros(1, dtype=torch.long)] * 6]},
-            {"agreement": Agreement},
-            predict=lambda z: z.argmax(1),
-        )
-        for model in models
-    ]
-    assert results[0] == results[1]
-
-
 # --- errors ---------------------------------------------------------------------------------------------------------
-
-
-def test_an_uncalibrated_model_names_the_call() -> None:
-    model = convert(seeded(ZOO["residual"]), ResQConfig.parse(STATIC, backend="aimet"))
-    with pytest.raises(
-        CalibrationError, match=r"layer stem\.0 \(keyframe\) has no range; call resq_plugin\.calibrate"
-    ):
-        model(video(1)[0])
 
 
 def test_a_dynamic_policy_without_its_norm_says_what_aimets_files_do_not_hold(clips: list[list[Tensor]]) -> None:
@@ -337,9 +199,3 @@ def test_aimets_calibration_refuses_a_folded_batch_norm_it_cannot_see(clips: lis
         model.conv2.compute_param_encodings()
     with pytest.raises(ConversionError, match="fold_all_batch_norms"):
         model.conv2.fold_param_quantizers()
-
-
-def test_converting_twice_is_refused(clips: list[list[Tensor]]) -> None:
-    model = calibrated("residual", "aimet", STATIC, clips)
-    with pytest.raises(ConversionError, match="already converted"):
-        convert(model, STATIC)
