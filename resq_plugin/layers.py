@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from resq_plugin.config import Precision, ResQConfig
 from resq_plugin.errors import CalibrationError, ConversionError
+from resq_plugin.workspace import Workspace
 
 __all__ = [
     "ActivationQuantizer",
@@ -101,12 +102,12 @@ class ResidualLayer(nn.Module):
         raise NotImplementedError
 
     def quantize_residual(
-        self, x: Tensor, reference: Tensor | None = None, workspace: Tensor | None = None
+        self, x: Tensor, reference: Tensor | None = None, workspace: Workspace | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """δ̂ = q(x - reference; Θ_a), no view of either; for a dynamic pool also Π, the index per pixel (N, H, W).
 
-        Without a reference ``x`` is the residual already. A ``workspace`` of the shape of ``x`` is memory that δ̂ may
-        take; its contents are lost.
+        Without a reference ``x`` is the residual already. δ̂ may lie in a ``workspace``, and is then lost
+        with the next call.
         """
         raise NotImplementedError
 

@@ -13,7 +13,9 @@ from resq_plugin.config import PolicyConfig
 __all__ = ["choose", "error_map", "mix", "share_error"]
 
 
-def error_map(delta: Tensor, integers: Tensor | None, scale: Tensor, channel_dim: int) -> Tensor:
+def error_map(
+    delta: Tensor, integers: Tensor | None, scale: Tensor, channel_dim: int, out: Tensor | None = None
+) -> Tensor:
     """Pixel-wise ‖δ - q(δ; Θ^i)‖ of Eq. 10, the norm being taken over channels.
 
     Args:
@@ -21,11 +23,15 @@ def error_map(delta: Tensor, integers: Tensor | None, scale: Tensor, channel_dim
         integers: q(δ; Θ^i) / s, the integers of Eq. 1, of the same shape; None stands for 0 bits, whose error is ‖δ‖.
         scale: s, (); not used for 0 bits.
         channel_dim: dimension of the channels.
+        out: memory of the shape of ``delta`` for what comes between.
 
     Returns:
         Norms (N, H, W).
     """
-    squares = delta.square() if integers is None else torch.addcmul(delta, integers, -scale).square_()
+    if integers is None:
+        squares = torch.square(delta, out=out)
+    else:
+        squares = torch.addcmul(delta, integers, -scale, out=out).square_()
     return squares.sum(channel_dim).sqrt_()
 
 
@@ -71,7 +77,14 @@ def choose(errors: Sequence[Tensor], threshold: float | Tensor) -> Tensor:
     return choice
 
 
-def mix(integers: Sequence[Tensor | None], scales: Sequence[Tensor], choice: Tensor, channel_dim: int) -> Tensor:
+def mix(
+    integers: Sequence[Tensor | None],
+    scales: Sequence[Tensor],
+    choice: Tensor,
+    channel_dim: int,
+    *,
+    inplace: bool = False,
+) -> Tensor:
     """Compose q(δ; Θ^Π) from the outputs of the pool.
 
     Args:
@@ -79,9 +92,10 @@ def mix(integers: Sequence[Tensor | None], scales: Sequence[Tensor], choice: Ten
         scales: s_i, each ().
         choice: Π, (N, H, W).
         channel_dim: dimension of the channels.
+        inplace: whether the result may take the memory of ``integers``.
 
     Returns:
-        A new tensor (N, C, H, W).
+        A tensor (N, C, H, W), a new one unless ``inplace``.
 
     >>> mix([None, torch.ones(1, 2, 3)], [torch.tensor(1.0), torch.tensor(0.5)], torch.tensor([[0, 1, 1]]), 1)
     tensor([[[0.0000, 0.5000, 0.5000],
@@ -93,9 +107,9 @@ def mix(integers: Sequence[Tensor | None], scales: Sequence[Tensor], choice: Ten
     for index, (candidate, scale) in enumerate(zip(integers, scales, strict=True)):
         if candidate is not None:
             here = choice == index
-            mixed = candidate if mixed is None else torch.where(here, candidate, mixed)
+            mixed = candidate if mixed is None else torch.where(here, candidate, mixed, out=mixed if inplace else None)
             steps = torch.where(here, scale, steps)
     if mixed is None:
         msg = "a pool needs a quantizer of more than 0 bits to mix"
         raise ValueError(msg)
-    return mixed * steps.to(mixed.dtype)
+    return torch.mul(mixed, steps.to(mixed.dtype), out=mixed if inplace else None)

@@ -69,10 +69,12 @@ def scale_from_range(r_min: Tensor, r_max: Tensor, bits: int, *, signed: bool = 
     return scale.clamp_min(SMALLEST_SCALE)
 
 
-def quantize_to_integers(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True, inplace: bool = False) -> Tensor:
+def quantize_to_integers(
+    x: Tensor, scale: Tensor, bits: int, *, signed: bool = True, out: Tensor | None = None
+) -> Tensor:
     """The integers of Eq. 1, ``clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)``, in the type and shape of ``x``.
 
-    With ``inplace`` they may take the memory of ``x``: a large new tensor costs more than the arithmetic.
+    They may take the memory ``out``, which may be that of ``x``: a large new tensor costs more than the arithmetic.
 
     >>> quantize_to_integers(torch.tensor([-9.0, -0.6, 0.5, 1.5, 9.0]), torch.tensor(1.0), 4)
     tensor([-8., -1.,  0.,  2.,  7.])
@@ -88,10 +90,10 @@ def quantize_to_integers(x: Tensor, scale: Tensor, bits: int, *, signed: bool = 
         clamped = rounded.detach().clamp(low, high)
         # The ends belong to the grid, but `rounded.clamp` gives them no gradient in recent releases of torch.
         return torch.where(rounded.detach() == clamped, rounded, clamped)
-    return (x.div_(scale) if inplace else x.div(scale)).round_().clamp_(low, high)
+    return torch.div(x, scale, out=out).round_().clamp_(low, high)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True, inplace: bool = False) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True, out: Tensor | None = None) -> Tensor:
     """Quantizer q(x; Θ) of Eq. 1, with the straight-through gradient to ``x`` and to the scale.
 
     Args:
@@ -99,14 +101,14 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True, i
         scale: s, broadcastable to ``x``.
         bits: b; 0 gives zeros.
         signed: whether the grid is symmetric (the paper) or starts at zero.
-        inplace: whether the result may take the memory of ``x``.
+        out: memory of the shape of ``x`` that the result may take where no gradient is recorded; may be ``x`` itself.
 
     Returns:
-        A new tensor of the shape of ``x``, never a view of it; ``x`` itself at most with ``inplace``.
+        A tensor of the shape of ``x``, new or in ``out``, never a view of ``x``.
     """
     if x.dtype in HALF_TYPES:
         return fake_quantize(x.float(), scale, bits, signed=signed).to(x.dtype)
-    integers = quantize_to_integers(x, scale, bits, signed=signed, inplace=inplace)
+    integers = quantize_to_integers(x, scale, bits, signed=signed, out=out)
     scale = scale.to(x.dtype)
     return integers * scale if integers.requires_grad else integers.mul_(scale)
 

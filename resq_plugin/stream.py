@@ -102,7 +102,7 @@ class StreamState:
     def _residual(
         self, layer: ResidualLayer, name: str, cache: LayerCache, x: Tensor, options: dict[str, Any]
     ) -> Tensor:
-        delta_hat, choice = layer.quantize_residual(x, cache.x, self.workspace.like(x))
+        delta_hat, choice = layer.quantize_residual(x, cache.x, self.workspace)
         if choice is not None:
             self._record(layer, name, choice)
         delta_z = layer.apply_residual(delta_hat, **options)

@@ -18,8 +18,8 @@ class Workspace:
     def __init__(self) -> None:
         self._memory: Tensor | None = None
 
-    def like(self, x: Tensor) -> Tensor | None:
-        """An uninitialized tensor of the shape and layout of ``x``, which is valid until the next call.
+    def like(self, x: Tensor, count: int = 1) -> list[Tensor] | None:
+        """Uninitialized tensors of the shape and layout of ``x``, which are valid until the next call.
 
         None where autograd, a tracer or a compiler follows what is written, for half precision, which is quantized in
         float32, and for an ``x`` with gaps or overlaps.
@@ -30,10 +30,11 @@ class Workspace:
         if is_followed or not is_dense or x.element_size() < 4:
             return None
         memory = self._memory
-        if memory is None or memory.device != x.device or memory.nbytes < x.nbytes:
+        if memory is None or memory.device != x.device or memory.nbytes < count * x.nbytes:
             with torch.inference_mode(False):  # what is made in inference mode cannot be written outside of it
-                self._memory = memory = torch.empty(x.nbytes, dtype=torch.uint8, device=x.device)
-        return memory[: x.nbytes].view(x.dtype).as_strided(x.shape, x.stride())
+                self._memory = memory = torch.empty(count * x.nbytes, dtype=torch.uint8, device=x.device)
+        pieces = memory[: count * x.nbytes].view(x.dtype).split(x.numel())
+        return [piece.as_strided(x.shape, x.stride(), piece.storage_offset()) for piece in pieces]
 
     def clear(self) -> None:
         """Free the memory."""

@@ -291,9 +291,7 @@ def exact_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     def residual(layer: TorchResidualLayer, delta: Tensor, **options: Any) -> Tensor:
         return layer.linear(delta, layer.weight_of("float"), None, **options)
 
-    def difference(
-        layer: TorchResidualLayer, x: Tensor, reference: Tensor, workspace: Tensor | None
-    ) -> tuple[Tensor, None]:
+    def difference(layer: TorchResidualLayer, x: Tensor, reference: Tensor, workspace: object) -> tuple[Tensor, None]:
         return x - reference, None
 
     monkeypatch.setattr(TorchResidualLayer, "quantize_keyframe", lambda layer, x: x.clone())

@@ -27,19 +27,21 @@ def no_gradients() -> object:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_shape_type_and_layout_are_those_of_the_input(layout: str) -> None:
     x = LAYOUTS[layout]()
-    found = Workspace().like(x)
+    found = Workspace().like(x, 3)
     assert found is not None
-    assert (found.shape, found.stride(), found.dtype) == (x.shape, x.stride(), x.dtype)
-    assert torch.equal(torch.sub(x, x.sin(), out=found), x - x.sin())
+    for index, tensor in enumerate(found):
+        assert (tensor.shape, tensor.stride(), tensor.dtype) == (x.shape, x.stride(), x.dtype)
+        torch.mul(x, index, out=tensor)
+    assert all(torch.equal(tensor, x * index) for index, tensor in enumerate(found)), "they do not overlap"
 
 
 def test_all_take_the_same_memory_which_grows_to_the_largest() -> None:
     workspace = Workspace()
-    large, small, larger = (workspace.like(torch.ones(size)) for size in (10, 4, 20))
+    (large,), (small, _), (larger,) = (workspace.like(torch.ones(size), n) for size, n in ((10, 1), (5, 2), (20, 1)))
     assert large.data_ptr() == small.data_ptr() != larger.data_ptr()
-    assert workspace.like(torch.ones(10)).data_ptr() == larger.data_ptr()
+    assert workspace.like(torch.ones(10), 2)[0].data_ptr() == larger.data_ptr()
     workspace.clear()
-    assert workspace.like(torch.ones(4)).untyped_storage().nbytes() == 16
+    assert workspace.like(torch.ones(4))[0].untyped_storage().nbytes() == 16
 
 
 @pytest.mark.parametrize(
@@ -62,8 +64,8 @@ def test_none_while_gradients_are_recorded() -> None:
 def test_made_in_inference_mode_it_is_written_outside_too() -> None:
     workspace = Workspace()
     with torch.inference_mode():
-        workspace.like(torch.ones(4)).fill_(2)
-    assert workspace.like(torch.ones(4)).mul_(2).tolist() == [4.0] * 4
+        workspace.like(torch.ones(4))[0].fill_(2)
+    assert workspace.like(torch.ones(4))[0].mul_(2).tolist() == [4.0] * 4
 
 
 @pytest.mark.parametrize("precision", ["W8A8->W4A4", "W8A8->W4A0", "W8A8->W8A{0,4,8}"])
@@ -75,7 +77,7 @@ def test_streams_compute_the_same_bits_without_it(
     frames = [frame.to(memory_format=layout) for frame in video(5)]
     model = build(Pyramid, precision, frames, reference=reference)
     found = play(model, frames)
-    monkeypatch.setattr(Workspace, "like", lambda self, x: None)
+    monkeypatch.setattr(Workspace, "like", lambda self, x, count=1: None)
     assert_equal(found, play(model, frames))
 
 

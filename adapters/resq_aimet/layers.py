@@ -19,6 +19,7 @@ from resq_aimet.quantizers import ActivationView, NoQuantizer, new_quantizer
 from resq_plugin.backends.torch_backend import TorchResidualLayer
 from resq_plugin.layers import LayerSettings
 from resq_plugin.quantizer import weight_range
+from resq_plugin.workspace import Workspace
 
 __all__ = ["AimetResidualLayer"]
 
@@ -203,7 +204,7 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
         return super().quantize_keyframe(x)
 
     def quantize_residual(
-        self, x: Tensor, reference: Tensor | None = None, workspace: Tensor | None = None
+        self, x: Tensor, reference: Tensor | None = None, workspace: Workspace | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """δ̂ = q(x - reference; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
         holders = self._residual_holders()

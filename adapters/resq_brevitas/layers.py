@@ -25,6 +25,7 @@ from resq_brevitas.views import ZERO_BITS, ActivationView
 from resq_plugin.backends.torch_backend import TorchResidualLayer
 from resq_plugin.errors import ConversionError, StreamError
 from resq_plugin.layers import LayerSettings
+from resq_plugin.workspace import Workspace
 
 __all__ = ["BrevitasResidualLayer"]
 
@@ -203,7 +204,7 @@ class BrevitasResidualLayer(TorchResidualLayer):
         return self.keyframe_quantizer(x)
 
     def quantize_residual(
-        self, x: Tensor, reference: Tensor | None = None, workspace: Tensor | None = None
+        self, x: Tensor, reference: Tensor | None = None, workspace: Workspace | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """δ̂ = q(x - reference; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
         if self._forward_hooks and is_correcting_bias(self):
@@ -215,7 +216,8 @@ class BrevitasResidualLayer(TorchResidualLayer):
         quantizers = self.residual_quantizers
         if len(quantizers) > 1 and not self._is_float:
             return super().quantize_residual(x, reference, workspace)
-        delta = x.clone() if reference is None else torch.sub(x, reference, out=workspace)
+        room = None if workspace is None else workspace.like(x)
+        delta = x.clone() if reference is None else torch.sub(x, reference, out=None if room is None else room[0])
         for quantizer in quantizers:
             if quantizer is not ZERO_BITS:
                 delta_hat = quantizer(delta)

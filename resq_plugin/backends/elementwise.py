@@ -13,6 +13,7 @@ from resq_plugin.config import PolicyConfig
 from resq_plugin.errors import ConfigError
 from resq_plugin.policy import choose, error_map, mix, share_error
 from resq_plugin.quantizer import HALF_TYPES, fake_quantize, quantize_to_integers
+from resq_plugin.workspace import Workspace
 
 __all__ = ["compiled", "quantize_difference"]
 
@@ -27,7 +28,7 @@ def quantize_difference(
     threshold: Tensor | None,
     policy: PolicyConfig,
     channel_dim: int,
-    workspace: Tensor | None = None,
+    workspace: Workspace | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Quantize a residual, with the quantizer that Eq. 11 chooses for each pixel if there are several.
 
@@ -39,7 +40,7 @@ def quantize_difference(
         threshold: τ, in units of ‖δ‖; not needed for a single quantizer.
         policy: granularity of the choice.
         channel_dim: dimension of the channels.
-        workspace: memory of the shape of ``x`` for the residual, and for δ̂ if it is static.
+        workspace: memory for the residual, δ̂ and what comes between.
 
     Returns:
         δ̂ of the shape of ``x`` and the choice Π (N, H, W), None for a single quantizer.
@@ -48,20 +49,23 @@ def quantize_difference(
         whole = x.float() if reference is None else x.float() - reference.float()
         quantized, choice = quantize_difference(whole, None, scales, bits, threshold, policy, channel_dim)
         return quantized.to(x.dtype), choice
-    delta = x if reference is None else torch.sub(x, reference, out=workspace)
+    count = 1 if threshold is None else len(bits) + 2
+    found = None if workspace is None else workspace.like(x, count)
+    difference, *room = [None] * count if found is None else found
+    delta = x if reference is None else torch.sub(x, reference, out=difference)
     if threshold is None:
-        return fake_quantize(delta, scales[0], bits[0], inplace=reference is not None), None
+        return fake_quantize(delta, scales[0], bits[0], out=difference), None
     integers = [
-        None if width == 0 else quantize_to_integers(delta, scale, width)
-        for scale, width in zip(scales, bits, strict=True)
+        None if width == 0 else quantize_to_integers(delta, scale, width, out=out)
+        for scale, width, out in zip(scales, bits, room[1:], strict=True)
     ]
     with torch.no_grad():
         errors = [
-            share_error(error_map(delta, values, scale, channel_dim), policy)
+            share_error(error_map(delta, values, scale, channel_dim, room[0]), policy)
             for values, scale in zip(integers, scales, strict=True)
         ]
         choice = choose(errors, threshold)
-    return mix(integers, scales, choice, channel_dim), choice
+    return mix(integers, scales, choice, channel_dim, inplace=found is not None), choice
 
 
 @cache

@@ -13,6 +13,7 @@ from resq_plugin.backends.elementwise import compiled, quantize_difference
 from resq_plugin.backends.wrappers import torch_class
 from resq_plugin.layers import ActivationQuantizer, LayerSettings, ResidualLayer
 from resq_plugin.quantizer import UniformQuantizer, fake_quantize, weight_scale
+from resq_plugin.workspace import Workspace
 
 __all__ = [
     "ResQConv1d",
@@ -164,12 +165,12 @@ class TorchResidualLayer(ResidualLayer):
         return run(x, quantizer.scale, quantizer.bits, signed=quantizer.signed)
 
     def quantize_residual(
-        self, x: Tensor, reference: Tensor | None = None, workspace: Tensor | None = None
+        self, x: Tensor, reference: Tensor | None = None, workspace: Workspace | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """δ̂ = q(x - reference; Θ_a) and, for a dynamic pool, the choice Π (N, H, W)."""
         if self.channel_dim == 1 and x.dim() < self.weight.dim():  # (C, H, W), as `torch.nn` allows
-            rest = (None if tensor is None else tensor[None] for tensor in (reference, workspace))
-            delta_hat, choice = self.quantize_residual(x[None], *rest)
+            reference = None if reference is None else reference[None]
+            delta_hat, choice = self.quantize_residual(x[None], reference, workspace)
             return delta_hat[0], None if choice is None else choice[0]
         quantizers = cast(list[UniformQuantizer], list(self.residual_quantizers))
         for quantizer in quantizers:
