@@ -53,7 +53,7 @@ class _Executor:
         if call in self.plan.x:
             self._remember(self.plan.x[call], x if layer.settings.config.reference == "float" else x_hat)
         if grid is not None:
-            x_hat = self._cut(f"{name}.x", x_hat, lsb=grid.scale[0])
+            x_hat = self._cut(f"{name}.x", x_hat, least=_end(grid), lsb=grid.scale[0])
         z = layer.apply_keyframe(x_hat, **options)
         if call in self.plan.z:
             self._remember(self.plan.z[call], z)
@@ -62,23 +62,27 @@ class _Executor:
     def _residual(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         name, past = f"{call[0]}@{call[1]}", cast(Mapping[Call, LayerCache], self.past)[call]
         delta_hat, choice = layer.quantize_residual(x, past.x)
-        steps = [grid.scale[0] for grid in self.numbers[call[0]].residual if grid is not None]
-        facts: dict[str, Any] = {"lsb": max(steps), "is_chosen": choice is not None} if steps else {}
+        grids = [grid for grid in self.numbers[call[0]].residual if grid is not None]
+        step = max((grid.scale[0] for grid in grids), default=None)
+        facts: dict[str, Any] = {"lsb": step, "is_chosen": choice is not None}
         if self.plan.is_updated:
             self._remember(f"new.{self.plan.x[call]}", past.x + delta_hat, **facts)
-        if steps:
-            delta_hat = self._cut(f"{name}.x", delta_hat, **facts)
+        if grids:
+            delta_hat = self._cut(f"{name}.x", delta_hat, least=max(map(_end, grids)), **facts)
         z = layer.apply_residual(delta_hat, **options) + past.z
         if self.plan.is_updated:
             self._remember(f"new.{self.plan.z[call]}", z)
-        return self._cut(f"{name}.z", z, past.z, base=self.plan.z[call])
+        least = float(past.z.abs().max()) / 100 or 1.0  # of what does not move, too little to overload the next layer
+        return self._cut(f"{name}.z", z, past.z, least=least, base=self.plan.z[call])
 
     def _remember(self, name: str, tensor: Tensor, **facts: Any) -> None:
         self.memory.setdefault(name, _part(name, tensor, **facts))
 
-    def _cut(self, name: str, tensor: Tensor, past: Tensor | None = None, **facts: Any) -> Tensor:
+    def _cut(
+        self, name: str, tensor: Tensor, past: Tensor | None = None, *, least: float = 1.0, **facts: Any
+    ) -> Tensor:
         moved = float((tensor if past is None else tensor - past).abs().max())
-        amplitude = WIDER * moved or 1.0 if self.amplitudes is None else self.amplitudes[name]
+        amplitude = WIDER * moved or least if self.amplitudes is None else self.amplitudes[name]
         self.parts.append(_part(name, tensor, amplitude=amplitude, **facts))
         if self.amplitudes is None:
             return tensor
@@ -100,6 +104,11 @@ class _Executor:
 
 def _part(name: str, tensor: Tensor, **facts: Any) -> Part:
     return Part(name, sampled(tensor.numpy()).copy(), tuple(tensor.shape), **facts)
+
+
+def _end(grid: Grid) -> float:
+    """Where a grid ends: what a tensor may reach that is zero in this frame."""
+    return grid.scale[0] * grid.high
 
 
 def _integers(part: Part, grid: Grid | None) -> Part:

@@ -78,18 +78,13 @@ def test_differences_are_counted_in_lsb() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "share", "whole", "agreement", "passed"),
-    [
-        (1.0, 0.01, 9.0, 90.0, True),
-        (1.1, 0.01, 0.0, 100.0, False),
-        (1.0, 0.02, 0.0, 100.0, False),
-        (0.0, 0.0, 0.0, 89.9, False),
-    ],
+    ("part", "share", "whole", "passed"),
+    [(1.0, 0.01, 9.0, True), (1.1, 0.01, 0.0, False), (1.0, 0.02, 0.0, False)],
 )
-def test_parts_and_the_stream_decide(part: float, share: float, whole: float, agreement: float, passed: bool) -> None:
+def test_parts_decide(part: float, share: float, whole: float, passed: bool) -> None:
     """Roundings that flip through the whole of a deep graph are no error."""
     parts, tensors = (TensorDifference("residual", "z", lsb, share, share) for lsb in (part, whole))
-    found = Verification((parts,), (tensors,), agreement, 10)
+    found = Verification((parts,), (tensors,), 50.0, 10)
     assert found.passed is passed
     assert (found.worst_part("residual"), found.worst("residual"), found.worst("keyframe")) == (part, whole, 0)
 
