@@ -33,7 +33,7 @@ class Workspace:
         if memory is None or memory.device != x.device or memory.nbytes < count * x.nbytes:
             with torch.inference_mode(False):  # what is made in inference mode cannot be written outside of it
                 self._memory = memory = torch.empty(count * x.nbytes, dtype=torch.uint8, device=x.device)
-        pieces = memory[: count * x.nbytes].view(x.dtype).split(x.numel())
+        pieces = memory[: count * x.nbytes].view(x.dtype).view(count, x.numel())
         return [piece.as_strided(x.shape, x.stride(), piece.storage_offset()) for piece in pieces]
 
     def clear(self) -> None:

@@ -282,6 +282,23 @@ def assert_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     assert not unequal, f"frames {unequal} differ"
 
 
+def assert_trains(model: nn.Module, learned: Sequence[nn.Parameter]) -> None:
+    """Four steps on a clip lower the loss, and the first has a gradient for all of ``learned``. Outputs are (2, 5)."""
+    frames, target = video(3), torch.zeros(2, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(4):
+        with stream(model) as player:
+            loss = sum((player(frame) - target).square().mean() for frame in frames)
+        optimizer.zero_grad()
+        loss.backward()
+        if not losses:
+            assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in learned)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
 def exact_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take q out of Eq. 5, which leaves Eq. 4: all that a stream does but quantize."""
 

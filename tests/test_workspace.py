@@ -15,6 +15,7 @@ LAYOUTS = {
     "channels last": lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
     "tokens": lambda: torch.randn(2, 7, 4),
     "double": lambda: torch.randn(2, 3, dtype=torch.float64),
+    "empty": lambda: torch.randn(0, 3, 4, 5),
 }
 
 

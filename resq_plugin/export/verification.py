@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from resq_plugin.export.compare import TensorDifference, difference, sampled
 from resq_plugin.export.golden import GOLDEN, Golden
 from resq_plugin.export.manifest import Manifest
-from resq_plugin.export.parts import PARTS, Part, cut_graph, read_parts
+from resq_plugin.export.parts import PARTS, Cut, Part, cut_graph, read_parts
 from resq_plugin.export.player import OrtStream
 from resq_plugin.export.sessions import cpu_session
 
@@ -104,14 +104,25 @@ def verify(folder: str | PathLike[str], *, device: str = "cpu", threads: int = 0
         result = player(frame)
         ours = result[0] if isinstance(result, tuple) else result
         equal.append((ours.argmax(1) == outputs[first].argmax(1)).mean())
-    parts = [part for kind in player.graphs for part in _parts(Path(folder), kind, player.manifest, golden, threads)]
+    all_parts, all_cuts = read_parts(Path(folder) / PARTS)
+    parts = [
+        part
+        for kind in player.graphs
+        for part in _parts(Path(folder), kind, all_parts[kind], all_cuts[kind], player.manifest, golden, threads)
+    ]
     return Verification(_ranked(parts), _ranked(tensors), 100 * float(np.mean(equal)), len(golden.frames))
 
 
-def _parts(folder: Path, kind: str, manifest: Manifest, golden: Golden, threads: int) -> list[TensorDifference]:
+def _parts(
+    folder: Path,
+    kind: str,
+    expected: list[Part],
+    cuts: list[Cut],
+    manifest: Manifest,
+    golden: Golden,
+    threads: int,
+) -> list[TensorDifference]:
     """Every part of a graph, on the CPU whatever the device."""
-    all_parts, all_cuts = read_parts(folder / PARTS)
-    expected, cuts = all_parts[kind], all_cuts[kind]
     session = cpu_session(cut_graph(folder / f"{kind}.onnx", cuts), threads)
     memory = {cache.name: cache.values(golden.memory[cache.name]) for cache in manifest.caches}
     inputs = {spec.name: golden.memory[spec.name] for spec in manifest.graphs[kind].inputs[1:]}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from aimet_torch.nn import QuantizationMixin
-from helpers import ZOO, assert_equal, eq6, play, seeded, video
+from helpers import ZOO, assert_equal, assert_trains, eq6, play, seeded, video
 from hypothesis import given
 from hypothesis import strategies as st
 from resq_aimet.quantizers import ActivationView, new_quantizer
@@ -21,7 +21,6 @@ from resq_plugin import (
     convert,
     load_checkpoint,
     save_checkpoint,
-    stream,
 )
 from resq_plugin.errors import CalibrationError, CheckpointError, ConversionError
 from resq_plugin.layers import residual_layers
@@ -148,22 +147,10 @@ def test_the_tie_survives_a_replaced_weight(clips: list[list[Tensor]]) -> None:
 def test_training_moves_weights_and_ranges_and_keeps_the_tie(clips: list[list[Tensor]]) -> None:
     model = calibrated("residual", "aimet", STATIC, clips)
     model.train()
-    frames, target = video(3), torch.zeros(2, 5)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     layer = model.conv2
     learned = [layer.weight, layer.input_quantizers[0].max, layer.residual_path.input_quantizers[0].min]
     learned += [layer.param_quantizers["weight"].max, layer.residual_path.param_quantizers["weight"].max]
-    losses = []
-    for _ in range(4):
-        with stream(model) as player:
-            loss = sum((player(frame) - target).square().mean() for frame in frames)
-        optimizer.zero_grad()
-        loss.backward()
-        if not losses:
-            assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in learned)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0]
+    assert_trains(model, learned)
     assert layer.residual_path.weight is layer.weight
     assert sum(parameter is layer.weight for parameter in model.parameters()) == 1
 

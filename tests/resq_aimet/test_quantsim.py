@@ -11,6 +11,7 @@ import aimet_torch
 import pytest
 import resq_aimet
 import torch
+from aimet_flow import AIMETS_OWN_WARNINGS
 from aimet_torch.common.quantsim_config.utils import get_path_for_per_channel_config
 from helpers import assert_equal, play
 from torch import Tensor
@@ -18,14 +19,7 @@ from torch import Tensor
 from resq_plugin.errors import ConfigError
 from resq_plugin.layers import residual_layers
 
-# What AIMET itself still calls.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*_allow_overwrite is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:All modules in `aimet_torch.v2`:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning"),
-    pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),
-]
+pytestmark = AIMETS_OWN_WARNINGS
 
 DropIn = resq_aimet.QuantizationSimModel
 

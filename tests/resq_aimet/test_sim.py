@@ -8,6 +8,7 @@ import aimet_torch
 import pytest
 import resq_aimet
 import torch
+from aimet_flow import AIMETS_OWN_WARNINGS, streamed
 from aimet_torch.nn import QuantizedConv2d
 from helpers import assert_equal, eq1, play
 from resq_aimet.classes import ResQQuantizedConv2d
@@ -21,20 +22,9 @@ Clips = list[list[Tensor]]
 MakeSim = Callable[..., aimet_torch.QuantizationSimModel]
 Outputs = Callable[[nn.Module], list[Tensor]]
 
-# What AIMET itself still calls.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*_allow_overwrite is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:All modules in `aimet_torch.v2`:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning"),
-    pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),
-]
+pytestmark = AIMETS_OWN_WARNINGS
 
 STATIC, DYNAMIC = "W8A8->W4A4", "W8A8->W4A{0,4,8}"
-
-
-def streamed(sim: aimet_torch.QuantizationSimModel, frames: list[Tensor]) -> list[Tensor]:
-    return [z.as_subclass(Tensor) for z in play(sim.model, frames)]
 
 
 # --- hardware placement ---------------------------------------------------------------------------------------------
