@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from resq_plugin import ResQConfig, calibrate, convert
-from resq_plugin.evaluate import Agreement, MeanIoU, evaluate
+from resq_plugin.evaluation import Agreement, MeanIoU, evaluate
 
 INTERVAL = 3
 PLAIN = ((8, 8), (4, 8))

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from resq_plugin import ResQConfig, calibrate, convert, measure_cost, stream
-from resq_plugin.evaluate import Agreement, MeanIoU, evaluate
+from resq_plugin.evaluation import Agreement, MeanIoU, evaluate
 
 BACKENDS = ("torch", "aimet", "brevitas")
 OWN = "torch, own frames"

@@ -22,9 +22,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from resq_plugin import ResQConfig, calibrate, convert
-from resq_plugin.collect import Collector, FullMapComparison
-from resq_plugin.layers import executing, residual_layers
-from resq_plugin.ranges import candidate_ranges
+from resq_plugin.calibration import Collector, FullMapComparison, candidate_ranges
+from resq_plugin.method import executing, residual_layers
 
 PRECISION = "W8A8->W4A4"
 SAMPLES = 64

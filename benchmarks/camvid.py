@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resq_plugin import ResQConfig, convert, measure_cost, revert
-from resq_plugin.evaluate import Evaluation
+from resq_plugin.evaluation import Evaluation
 
 RECIPE = ROOT / "integrations/resq_mmseg/configs/camvid/resq_ddrnet_23-slim_w8a8-w4a4_camvid-360x480.py"
 INTERVALS = (2, 3, 4, 6, 8)

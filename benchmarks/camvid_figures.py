@@ -16,8 +16,7 @@ import torch
 from common import MEAN, ROOT, STD, calibration_clips, camvid, ddrnet, parser
 
 from resq_plugin import ResQConfig, calibrate, convert, stream
-from resq_plugin.report.figures import Series, accuracy_by_distance, accuracy_over_bops
-from resq_plugin.report.images import policy_maps
+from resq_plugin.report import Series, accuracy_by_distance, accuracy_over_bops, policy_maps
 
 LAYER = "backbone.stem.1.conv"
 Row = dict[str, Any]

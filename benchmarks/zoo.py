@@ -32,8 +32,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resq_plugin import ResQConfig, convert, measure_cost, summarize
+from resq_plugin.conversion import fold_batch_norms
 from resq_plugin.cost import FLOAT_BITS
-from resq_plugin.fold import fold_batch_norms
 
 INTERVAL = 3
 PRECISIONS = ("W8A8", "W8A8->W8A4", "W8A8->W4A4", "W4A4->W3A3")

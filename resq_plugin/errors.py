@@ -12,6 +12,8 @@ __all__ = [
     "ConversionError",
     "ExportError",
     "FrameError",
+    "MissingExtraError",
+    "ReportError",
     "ResQError",
     "StreamError",
     "nearest",
@@ -48,6 +50,14 @@ class CheckpointError(ResQError, ValueError):
 
 class ExportError(ResQError, RuntimeError):
     """A model cannot be exported, or an exported folder is damaged or cannot be run."""
+
+
+class MissingExtraError(ResQError, ImportError):
+    """A package of an extra is not installed."""
+
+
+class ReportError(ResQError, ValueError):
+    """A figure or report cannot be made of these values, or not be written there."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

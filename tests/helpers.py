@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from resq_plugin import ResQConfig, convert, stream
 from resq_plugin.backends.torch_backend import TorchResidualLayer
-from resq_plugin.fold import evaluating, fold_batch_norms
-from resq_plugin.layers import ResidualLayer, executing, residual_layers
+from resq_plugin.conversion.folding import evaluating, fold_batch_norms
+from resq_plugin.method.layers import ResidualLayer, executing, residual_layers
 
 # --- the paper's equations ------------------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from resq_aimet.classes import RESQ_CLASSES
 from resq_aimet.layers import AimetResidualLayer
-from resq_plugin.backends.wrappers import torch_class
+from resq_plugin.backends import torch_class
 from resq_plugin.errors import CalibrationError
-from resq_plugin.layers import LayerSettings
+from resq_plugin.method import LayerSettings
 
 if TYPE_CHECKING:
     from resq_plugin.export.grid import Grid

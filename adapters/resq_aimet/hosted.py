@@ -9,10 +9,9 @@ from aimet_torch.quantization.tensor import DequantizedTensor
 from torch import Tensor, nn
 
 from resq_aimet.pool import QuantizedPixelPool
-from resq_plugin.backends.batch_norm import FoldedBatchNorm
-from resq_plugin.backends.torch_backend import TorchResidualLayer
+from resq_plugin.backends import FoldedBatchNorm, TorchResidualLayer
 from resq_plugin.errors import CheckpointError, ConversionError
-from resq_plugin.layers import LayerSettings
+from resq_plugin.method import LayerSettings
 
 __all__ = ["HostedLayer"]
 

@@ -16,10 +16,8 @@ from resq_aimet._compat import is_exporting, is_observing, plain
 from resq_aimet.hosted import HostedLayer
 from resq_aimet.pool import PixelPool
 from resq_aimet.quantizers import ActivationView, NoQuantizer, new_quantizer
-from resq_plugin.backends.torch_backend import TorchResidualLayer
-from resq_plugin.layers import LayerSettings
-from resq_plugin.quantizer import weight_range
-from resq_plugin.workspace import Workspace
+from resq_plugin.backends import TorchResidualLayer
+from resq_plugin.method import LayerSettings, Workspace, weight_range
 
 __all__ = ["AimetResidualLayer"]
 

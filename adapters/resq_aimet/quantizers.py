@@ -11,7 +11,7 @@ from aimet_torch.quantization.encoding_analyzer import MinMaxEncodingAnalyzer
 from torch import Tensor
 
 from resq_plugin.errors import CalibrationError
-from resq_plugin.quantizer import integer_range
+from resq_plugin.method import integer_range
 
 __all__ = ["ActivationView", "HalfRangeAnalyzer", "NoQuantizer", "new_quantizer"]
 
@@ -46,7 +46,7 @@ def new_quantizer(
 
 @dataclass(frozen=True)
 class ActivationView:
-    """One AIMET activation quantizer as the core sees it, `resq_plugin.layers.ActivationQuantizer`.
+    """One AIMET activation quantizer as the core sees it, `resq_plugin.method.ActivationQuantizer`.
 
     Attributes:
         quantizer: what holds the range; learnable, part of AIMET's state dicts and encodings.

@@ -16,11 +16,10 @@ from resq_aimet._compat import guard_graph, release_graph
 from resq_aimet.backend import placing
 from resq_plugin import convert as convert_model
 from resq_plugin import revert as revert_model
-from resq_plugin.calibrate import Clip, calibrate
+from resq_plugin.calibration import Clip, calibrate
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ConfigError, nearest
-from resq_plugin.layers import LayerSettings, residual_layers
-from resq_plugin.stream import Stream, stream
+from resq_plugin.method import LayerSettings, Stream, residual_layers, stream
 
 __all__ = ["PLACEMENTS", "ResQSim", "convert"]
 

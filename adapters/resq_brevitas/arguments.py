@@ -11,7 +11,7 @@ from resq_brevitas._compat import settings_of
 from resq_brevitas.quantizers import WEIGHTS, ResQAct
 from resq_plugin.config import Precision, ResQConfig
 from resq_plugin.errors import ConfigError, nearest
-from resq_plugin.layers import LayerSettings
+from resq_plugin.method import LayerSettings
 
 __all__ = ["Residual", "split_arguments"]
 

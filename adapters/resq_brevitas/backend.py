@@ -10,8 +10,8 @@ from torch import nn
 from resq_brevitas.classes import RESQ_CLASSES, add_residual, attributes
 from resq_brevitas.layers import BrevitasResidualLayer
 from resq_brevitas.quantizers import WEIGHTS, ResQAct
-from resq_plugin.backends.wrappers import torch_class
-from resq_plugin.layers import LayerSettings
+from resq_plugin.backends import torch_class
+from resq_plugin.method import LayerSettings
 
 __all__ = ["attach", "detach", "supports"]
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from resq_plugin.errors import ExportError, nearest
-from resq_plugin.layers import ResidualLayer, executing, residual_layers
-from resq_plugin.stream import LayerCache, StreamState
+from resq_plugin.method import LayerCache, ResidualLayer, StreamState, executing, residual_layers
 
 __all__ = ["FORMATS", "export_graphs"]
 

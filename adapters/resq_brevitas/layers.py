@@ -22,10 +22,9 @@ from resq_brevitas._compat import (
 )
 from resq_brevitas.residual_path import ResidualPath
 from resq_brevitas.views import ZERO_BITS, ActivationView
-from resq_plugin.backends.torch_backend import TorchResidualLayer
+from resq_plugin.backends import TorchResidualLayer
 from resq_plugin.errors import ConversionError, StreamError
-from resq_plugin.layers import LayerSettings
-from resq_plugin.workspace import Workspace
+from resq_plugin.method import LayerSettings, Workspace
 
 __all__ = ["BrevitasResidualLayer"]
 

@@ -21,7 +21,7 @@ from resq_brevitas._compat import (
 )
 from resq_brevitas.quantizers import HalfStepIntScaling
 from resq_plugin.errors import CalibrationError
-from resq_plugin.quantizer import UniformQuantizer
+from resq_plugin.method import UniformQuantizer
 
 __all__ = ["ZERO_BITS", "ActivationView"]
 
@@ -31,7 +31,7 @@ ZERO_BITS = UniformQuantizer(0)
 
 @dataclass(frozen=True)
 class ActivationView:
-    """One activation quantizer of Brevitas as the core sees it, `resq_plugin.layers.ActivationQuantizer`.
+    """One activation quantizer of Brevitas as the core sees it, `resq_plugin.method.ActivationQuantizer`.
 
     Attributes:
         proxy: Brevitas' proxy, which holds the learned range.

@@ -14,7 +14,7 @@ from resq_mmengine.clips import Interval, clips_of, cut
 from resq_mmengine.settings import Settings
 from resq_plugin import calibrate
 from resq_plugin.errors import CalibrationError
-from resq_plugin.layers import residual_layers
+from resq_plugin.method import residual_layers
 
 __all__ = ["ClipLoader", "calibrate_from_settings", "is_calibrated"]
 

@@ -58,7 +58,7 @@ def add_eval(commands: Any) -> None:
 def _run(args: argparse.Namespace, console: Console) -> int:
     from resq_mmengine.zoo import load_config  # noqa: PLC0415
     from resq_plugin.cli import write_json  # noqa: PLC0415
-    from resq_plugin.report.rows import rich_table  # noqa: PLC0415
+    from resq_plugin.report import rich_table  # noqa: PLC0415
 
     if not Path(args.checkpoint).is_file():
         msg = f"--checkpoint {args.checkpoint}: there is no such file."

@@ -29,11 +29,11 @@ from resq_mmengine.settings import Settings, read_settings
 from resq_mmengine.training import ResQModel
 from resq_mmengine.zoo import FrameModel
 from resq_plugin import ResQConfig, convert, measure_cost
-from resq_plugin.convert import float_state_dict
+from resq_plugin.conversion import float_state_dict
 from resq_plugin.cost import Cost
 from resq_plugin.errors import CheckpointError, ConfigError, ConversionError
-from resq_plugin.evaluate import Evaluation
-from resq_plugin.layers import residual_layers
+from resq_plugin.evaluation import Evaluation
+from resq_plugin.method import residual_layers
 
 __all__ = ["ResQHook", "frame_shape"]
 

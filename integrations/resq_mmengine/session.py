@@ -17,8 +17,7 @@ from torch import nn
 
 from resq_plugin import stream
 from resq_plugin.errors import ConfigError
-from resq_plugin.layers import dense_execution
-from resq_plugin.stream import Stream
+from resq_plugin.method import Stream, dense_execution
 
 __all__ = ["PositionEvaluator", "VideoSession"]
 

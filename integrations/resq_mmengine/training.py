@@ -15,7 +15,7 @@ from resq_mmengine.sampler import IntervalBatchSampler
 from resq_mmengine.settings import read_settings
 from resq_plugin import convert, stream
 from resq_plugin.errors import ConfigError
-from resq_plugin.layers import residual_layers
+from resq_plugin.method import residual_layers
 
 __all__ = ["ResQModel"]
 

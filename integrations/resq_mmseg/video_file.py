@@ -13,7 +13,7 @@ import numpy as np
 from mmengine.fileio import BaseStorageBackend, register_backend
 from resq_mmengine.video_dataset import DatasetError
 
-from resq_plugin.report.extra import need
+from resq_plugin.extras import need
 
 __all__ = ["VideoBackend", "VideoFile", "frame_uri"]
 

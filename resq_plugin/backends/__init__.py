@@ -1,46 +1,19 @@
-"""Who holds the quantizers: plain torch here, host toolkits through the entry-point group ``resq_plugin.backends``."""
+"""Who holds the quantizers of a layer: plain torch here, host toolkits by entry point."""
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.metadata import entry_points
-from typing import Protocol, cast
+from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold, is_foldable, unfold
+from resq_plugin.backends.registry import GROUP, find_backend
+from resq_plugin.backends.torch_backend import TorchResidualLayer
+from resq_plugin.backends.wrappers import torch_class
 
-from torch import nn
-
-from resq_plugin.errors import ConversionError, nearest
-from resq_plugin.layers import LayerSettings
-
-__all__ = ["Backend", "find_backend"]
-
-GROUP = "resq_plugin.backends"
-
-
-class Backend(Protocol):
-    """What a backend module offers."""
-
-    def supports(self, module: nn.Module) -> bool:
-        """Whether the layer can be converted."""
-        ...
-
-    def attach(self, module: nn.Module, settings: LayerSettings) -> None:
-        """Turn the layer into a `ResidualLayer` in place, keeping its Parameters."""
-        ...
-
-    def detach(self, module: nn.Module) -> None:
-        """Undo `attach`."""
-        ...
-
-
-@cache
-def find_backend(name: str) -> Backend:
-    """Load the backend of that name.
-
-    Raises:
-        ConversionError: no installed package registers it; those found are listed.
-    """
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in found:
-        msg = f"backend={name!r} is not installed; found {', '.join(sorted(found))}.{nearest(name, found)}"
-        raise ConversionError(msg)
-    return cast(Backend, found[name].load())
+__all__ = [
+    "GROUP",
+    "FoldedBatchNorm",
+    "TorchResidualLayer",
+    "find_backend",
+    "fold",
+    "is_foldable",
+    "torch_class",
+    "unfold",
+]

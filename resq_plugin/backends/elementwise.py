@@ -11,9 +11,16 @@ from torch import Tensor
 
 from resq_plugin.config import PolicyConfig
 from resq_plugin.errors import ConfigError
-from resq_plugin.policy import choose, error_map, mix, share_error
-from resq_plugin.quantizer import HALF_TYPES, fake_quantize, quantize_to_integers
-from resq_plugin.workspace import Workspace
+from resq_plugin.method import (
+    HALF_TYPES,
+    Workspace,
+    choose,
+    error_map,
+    fake_quantize,
+    mix,
+    quantize_to_integers,
+    share_error,
+)
 
 __all__ = ["compiled", "quantize_difference"]
 

@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold_factors, unfold
 from resq_plugin.backends.elementwise import compiled, quantize_difference
 from resq_plugin.backends.wrappers import torch_class
-from resq_plugin.layers import ActivationQuantizer, LayerSettings, ResidualLayer
-from resq_plugin.quantizer import UniformQuantizer, fake_quantize, weight_scale
-from resq_plugin.workspace import Workspace
+from resq_plugin.method import (
+    ActivationQuantizer,
+    LayerSettings,
+    ResidualLayer,
+    UniformQuantizer,
+    Workspace,
+    fake_quantize,
+    weight_scale,
+)
 
 __all__ = [
     "ResQConv1d",

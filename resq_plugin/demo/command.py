@@ -22,8 +22,8 @@ from resq_plugin.demo.pictures import draw_figures
 from resq_plugin.demo.result import DemoResult
 from resq_plugin.demo.run import run_demo, steps
 from resq_plugin.demo.settings import DemoSettings
+from resq_plugin.extras import need
 from resq_plugin.report import MissingExtraError, ReportError, describe_machine, rich_table, write_report
-from resq_plugin.report.extra import need
 
 __all__ = ["demo_command"]
 

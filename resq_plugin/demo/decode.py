@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resq_plugin.demo.video import from_rgb
 from resq_plugin.errors import ResQError
-from resq_plugin.report.extra import need
+from resq_plugin.extras import need
 
 __all__ = ["VideoError", "decode_video", "fitting_size"]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resq_plugin.report.rows import Row, row_label
-from resq_plugin.report.style import NAMES
+from resq_plugin.report import NAMES, Row, row_label
 
 __all__ = ["finding"]
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resq_plugin.calibrate import calibrate
+from resq_plugin.calibration import calibrate
 from resq_plugin.config import ResQConfig, parse_precision
-from resq_plugin.convert import convert, revert
+from resq_plugin.conversion import convert, revert
 from resq_plugin.cost import measure_cost
 from resq_plugin.demo.data import DemoData
 from resq_plugin.demo.result import DemoResult, Showcase
 from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.demo.shapes import CLASSES
-from resq_plugin.evaluate import Agreement, MeanIoU, Metric, evaluate, float_predictions
-from resq_plugin.stream import stream
+from resq_plugin.evaluation import Agreement, MeanIoU, Metric, evaluate, float_predictions
+from resq_plugin.method import stream
 
 __all__ = ["run_demo", "steps"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from resq_plugin.report.extra import need
+from resq_plugin.extras import need
 
 if TYPE_CHECKING:
     from resq_plugin.export.folder import export_model

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resq_plugin.conversion import evaluating
 from resq_plugin.export.grid import Grid
 from resq_plugin.export.numbers import LayerNumbers
-from resq_plugin.fold import evaluating
-from resq_plugin.layers import ResidualLayer, executing
+from resq_plugin.method import ResidualLayer, executing
 
 __all__ = ["Cache", "CachePlan", "Call", "plan_caches"]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from resq_plugin import __version__
 from resq_plugin.backends import find_backend
-from resq_plugin.convert import summarize
+from resq_plugin.conversion import summarize
 from resq_plugin.errors import ExportError
 from resq_plugin.export.caches import Cache, CachePlan, plan_caches
 from resq_plugin.export.encodings import VERSIONS, check_versions, encodings_file
@@ -34,8 +34,7 @@ from resq_plugin.export.part_numbers import compute_parts
 from resq_plugin.export.parts import PARTS, write_parts
 from resq_plugin.export.rewrite import to_encodings, to_qdq
 from resq_plugin.export.trace import Traced, trace_keyframe, trace_residual
-from resq_plugin.layers import residual_layers
-from resq_plugin.schedule import make_schedule
+from resq_plugin.method import make_schedule, residual_layers
 
 __all__ = ["export_model"]
 

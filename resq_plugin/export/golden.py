@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from resq_plugin.conversion import evaluating
 from resq_plugin.errors import ExportError
 from resq_plugin.export.caches import CachePlan
 from resq_plugin.export.compare import sampled
-from resq_plugin.fold import evaluating
-from resq_plugin.layers import executing
-from resq_plugin.stream import LayerCache, StreamState, stream
+from resq_plugin.method import LayerCache, StreamState, executing, stream
 
 __all__ = ["GOLDEN", "Golden", "caches_of", "golden_clip"]
 

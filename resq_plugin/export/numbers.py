@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resq_plugin.conversion import evaluating
 from resq_plugin.errors import ExportError
 from resq_plugin.export.grid import Grid
-from resq_plugin.fold import evaluating
-from resq_plugin.layers import ActivationQuantizer, ResidualLayer, executing, residual_layers
+from resq_plugin.method import ActivationQuantizer, ResidualLayer, executing, residual_layers
 
 __all__ = ["LayerNumbers", "Weight", "read_numbers"]
 

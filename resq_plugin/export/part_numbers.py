@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from resq_plugin.conversion import evaluating
 from resq_plugin.export.caches import CachePlan, Call
 from resq_plugin.export.compare import sampled
 from resq_plugin.export.grid import Grid
 from resq_plugin.export.numbers import LayerNumbers
 from resq_plugin.export.parts import Part, made_up
-from resq_plugin.fold import evaluating
-from resq_plugin.layers import ResidualLayer, executing
-from resq_plugin.stream import LayerCache
+from resq_plugin.method import LayerCache, ResidualLayer, executing
 
 __all__ = ["compute_parts"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from resq_plugin.errors import ConfigError, FrameError
 from resq_plugin.export.manifest import Manifest
 from resq_plugin.export.sessions import open_session, target_of
-from resq_plugin.report.extra import need
+from resq_plugin.extras import need
 
 __all__ = ["OrtStream"]
 
@@ -179,7 +179,7 @@ class OrtStream:
 
 
 def _relative_change(frame: Array, keyframe: Array) -> float:
-    """`resq_plugin.schedule.relative_change`, of the video that changed most."""
+    """`resq_plugin.method.relative_change`, of the video that changed most."""
     x_t, x_k = (values.astype(np.float64).reshape(len(values), -1) for values in (frame, keyframe))
     spread = np.abs(x_k - x_k.mean(1, keepdims=True)).mean(1)
     return float((np.abs(x_t - x_k).mean(1) / np.maximum(spread, 1e-12)).max())

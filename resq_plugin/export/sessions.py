@@ -7,7 +7,7 @@ from typing import Any
 
 from resq_plugin.errors import ConfigError, ExportError, nearest
 from resq_plugin.export.manifest import HtpSpec, Manifest
-from resq_plugin.report.extra import need
+from resq_plugin.extras import need
 
 __all__ = ["DEVICES", "cpu_session", "integer_session", "open_session", "target_of"]
 

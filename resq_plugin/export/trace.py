@@ -1,6 +1,6 @@
 """From a ResQ model to two ONNX graphs with markers where something is quantized.
 
-An executor decides what a layer call means (`resq_plugin.layers`), so tracing is running the model once with one that
+An executor decides what a layer call means (`resq_plugin.method`), so tracing is running the model once with one that
 takes memory from graph inputs and hands it out as graph outputs. Every quantizer becomes one node ``resq::Quantize``
 that names its grid, whoever holds it; `resq_plugin.export.rewrite` turns those into what a file format has.
 """
@@ -21,15 +21,13 @@ from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from resq_plugin.conversion import evaluating
 from resq_plugin.errors import ExportError
 from resq_plugin.export.caches import CachePlan
 from resq_plugin.export.editor import Editor
 from resq_plugin.export.grid import Grid
 from resq_plugin.export.numbers import LayerNumbers
-from resq_plugin.fold import evaluating
-from resq_plugin.layers import ResidualLayer, executing
-from resq_plugin.policy import choose, error_map, mix, share_error
-from resq_plugin.quantizer import fake_quantize
+from resq_plugin.method import ResidualLayer, choose, error_map, executing, fake_quantize, mix, share_error
 
 __all__ = ["DOMAIN", "Traced", "trace_keyframe", "trace_residual"]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from resq_plugin.report.extra import MissingExtraError, ReportError
+from resq_plugin.errors import MissingExtraError, ReportError
 from resq_plugin.report.figures import Series, accuracy_by_distance, accuracy_over_bops
 from resq_plugin.report.html import ReportFigure, write_report
 from resq_plugin.report.images import policy_maps, predictions
 from resq_plugin.report.machine import describe_machine
-from resq_plugin.report.rows import rich_table, row_label
+from resq_plugin.report.rows import Row, rich_table, row_label
+from resq_plugin.report.style import NAMES
 
 __all__ = [
+    "NAMES",
     "MissingExtraError",
     "ReportError",
     "ReportFigure",
+    "Row",
     "Series",
     "accuracy_by_distance",
     "accuracy_over_bops",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resq_plugin.errors import ReportError
 from resq_plugin.report.curves import FLOAT_LOOK, curve_label, group_curves, looks_of, varies
-from resq_plugin.report.extra import ReportError
 from resq_plugin.report.rows import Row, check_rows
 from resq_plugin.report.style import COLOURS, SCHEMES, figure
 

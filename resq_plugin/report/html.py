@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from resq_plugin.report.extra import ReportError, need
+from resq_plugin.errors import ReportError
+from resq_plugin.extras import need
 from resq_plugin.report.rows import Row, check_rows, table_of
 from resq_plugin.report.style import COLOURS
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resq_plugin.report.extra import ReportError, need
+from resq_plugin.errors import ReportError
+from resq_plugin.extras import need
 from resq_plugin.report.style import bit_colour, figure
 
 __all__ = ["policy_maps", "predictions"]

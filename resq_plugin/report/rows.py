@@ -8,8 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from resq_plugin.errors import nearest
-from resq_plugin.report.extra import ReportError
+from resq_plugin.errors import ReportError, nearest
 from resq_plugin.report.style import NAMES, SCHEMES
 
 __all__ = ["KEYS", "Row", "check_rows", "rich_table", "row_label", "table_of"]

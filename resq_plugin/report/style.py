@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from resq_plugin.report.extra import ReportError, need
+from resq_plugin.errors import ReportError
+from resq_plugin.extras import need
 
 __all__ = ["BIT_COLOURS", "COLOURS", "NAMES", "SCHEMES", "bit_colour", "figure"]
 

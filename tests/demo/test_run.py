@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from resq_plugin import CalibrationConfig, ResQConfig, calibrate, convert
-from resq_plugin.cli import main
+from resq_plugin.cli.program import main
 from resq_plugin.demo import CLASSES, DemoNet, SceneConfig, generate_clip
 from resq_plugin.demo.command import demo_command
 from resq_plugin.demo.data import DemoData, procedural_data
@@ -24,7 +24,7 @@ from resq_plugin.demo.findings import finding
 from resq_plugin.demo.result import DemoResult
 from resq_plugin.demo.run import SHOWN_LAYER, run_demo, steps
 from resq_plugin.demo.settings import DemoSettings
-from resq_plugin.evaluate import Agreement, MeanIoU, evaluate, float_predictions
+from resq_plugin.evaluation.protocol import Agreement, MeanIoU, evaluate, float_predictions
 
 CONTRACT = ("scheme", "precision", "interval", "accuracy", "metric", "agreement", "gbops_per_frame", "relative_bops")
 

@@ -21,7 +21,7 @@ from resq_plugin.export.compare import TensorDifference, difference
 from resq_plugin.export.manifest import Manifest
 from resq_plugin.export.numbers import read_numbers
 from resq_plugin.export.verification import Verification
-from resq_plugin.layers import residual_layers
+from resq_plugin.method.layers import residual_layers
 
 LSB = 1e-3
 """Of an 8-bit grid. Small nets agree to float rounding; a wrong step anywhere is a whole LSB."""

@@ -16,14 +16,7 @@ pytest.importorskip("jinja2")
 
 from rich.console import Console
 
-from resq_plugin.report import (
-    MissingExtraError,
-    ReportError,
-    ReportFigure,
-    describe_machine,
-    rich_table,
-    write_report,
-)
+from resq_plugin.report import MissingExtraError, ReportError, ReportFigure, describe_machine, rich_table, write_report
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -23,8 +23,8 @@ from resq_plugin import (
     save_checkpoint,
 )
 from resq_plugin.errors import CalibrationError, CheckpointError, ConversionError
-from resq_plugin.layers import residual_layers
-from resq_plugin.quantizer import quantize_to_integers
+from resq_plugin.method.layers import residual_layers
+from resq_plugin.method.quantizer import quantize_to_integers
 
 STATIC, DYNAMIC = "W8A8->W4A4", "W8A8->W4A{0,4,8}"
 

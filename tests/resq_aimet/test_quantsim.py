@@ -17,7 +17,7 @@ from helpers import assert_equal, play
 from torch import Tensor
 
 from resq_plugin.errors import ConfigError
-from resq_plugin.layers import residual_layers
+from resq_plugin.method.layers import residual_layers
 
 pytestmark = AIMETS_OWN_WARNINGS
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resq_plugin import ResQConfig, calibrate, convert
 from resq_plugin.errors import ConfigError
-from resq_plugin.layers import residual_layers
+from resq_plugin.method.layers import residual_layers
 
 Clips = list[list[Tensor]]
 MakeSim = Callable[..., aimet_torch.QuantizationSimModel]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from resq_plugin import measure_cost
 from resq_plugin.errors import ExportError
-from resq_plugin.layers import residual_layers
+from resq_plugin.method.layers import residual_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's and Brevitas' exporters
 Make = Callable[..., nn.Module]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from resq_plugin import ResQConfig, calibrate, convert, measure_cost, revert, stream
 from resq_plugin.config import Precision
 from resq_plugin.errors import ConfigError, ConversionError
-from resq_plugin.layers import residual_layers
+from resq_plugin.method.layers import residual_layers
 
 Make = Callable[..., nn.Module]
 

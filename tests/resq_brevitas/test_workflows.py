@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from resq_plugin import calibrate, stream
 from resq_plugin.errors import CalibrationError, ConversionError, StreamError
-from resq_plugin.layers import dense_execution, residual_layers
+from resq_plugin.method.layers import dense_execution, residual_layers
 
 Make = Callable[..., nn.Module]
 

@@ -11,7 +11,7 @@ pytest.importorskip("mmpose")
 from resq_mmengine.zoo import FrameModel, build_model
 
 from resq_plugin.config import ResQConfig
-from resq_plugin.cost import measure_cost
+from resq_plugin.cost.measure import measure_cost
 
 CITYSCAPES = (1, 3, 1024, 2048)
 NAMES = {

@@ -19,7 +19,7 @@ from tiny_video import config, dataset, make_frames, model_config
 
 from resq_plugin import stream
 from resq_plugin.errors import ConfigError
-from resq_plugin.layers import residual_layers
+from resq_plugin.method.layers import residual_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

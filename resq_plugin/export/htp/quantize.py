@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from resq_plugin.export.editor import Editor
 from resq_plugin.export.grid import Grid
-from resq_plugin.report.extra import need
+from resq_plugin.extras import need
 
 __all__ = ["quantize_graph"]
 

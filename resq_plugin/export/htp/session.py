@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from resq_plugin.errors import ExportError
-from resq_plugin.report.extra import need
+from resq_plugin.extras import need
 
 __all__ = ["RefusedError", "htp_session"]
 

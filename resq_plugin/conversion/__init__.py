@@ -1,0 +1,28 @@
+"""Model to ResQ model and back, and what of it is kept on disk."""
+
+from __future__ import annotations
+
+from resq_plugin.conversion.checkpoint import (
+    checkpoint_config,
+    load_checkpoint,
+    load_ranges,
+    save_checkpoint,
+    save_ranges,
+)
+from resq_plugin.conversion.converter import ConversionSummary, convert, float_state_dict, revert, summarize
+from resq_plugin.conversion.folding import evaluating, fold_batch_norms
+
+__all__ = [
+    "ConversionSummary",
+    "checkpoint_config",
+    "convert",
+    "evaluating",
+    "float_state_dict",
+    "fold_batch_norms",
+    "load_checkpoint",
+    "load_ranges",
+    "revert",
+    "save_checkpoint",
+    "save_ranges",
+    "summarize",
+]

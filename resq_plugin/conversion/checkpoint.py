@@ -1,0 +1,142 @@
+"""Files: calibrated models and their ranges, written whole and read all or nothing."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resq_plugin.config import ResQConfig
+from resq_plugin.conversion.converter import float_state_dict
+from resq_plugin.errors import CheckpointError, ConfigError
+from resq_plugin.method import ResidualLayer, residual_layers, scene_threshold, set_scene_threshold
+
+__all__ = ["checkpoint_config", "load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
+
+FORMAT_VERSION = 1
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a converted model: weights, ranges and configuration. The file appears whole or not at all.
+
+    Folders above it are made.
+    """
+    _write({"kind": "checkpoint", "state_dict": model.state_dict()}, model, path)
+
+
+def save_ranges(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write only what calibration found, to be used with weights from elsewhere."""
+    weights = float_state_dict(model)
+    ranges = {key: value for key, value in model.state_dict().items() if key not in weights}
+    _write({"kind": "ranges", "state_dict": ranges}, model, path)
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a file of `save_checkpoint`, or a float checkpoint, into a converted model.
+
+    Float checkpoints are a state dict, or a dict with one under ``state_dict`` (as MMEngine writes), ``model`` or
+    ``model_state_dict``; ranges then stay as they are. Files are read with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign or of another model; the model is unchanged.
+    """
+    values = _read(path)
+    if values.get("kind") == "ranges":
+        msg = f"{path} holds ranges only; read it with load_ranges(model, path)."
+        raise CheckpointError(msg)
+    _apply(model, next((values[key] for key in _WRAPPERS if isinstance(values.get(key), dict)), values), values, path)
+
+
+def load_ranges(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a file of `save_ranges` into a converted model; its weights stay as they are.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign or of another model; the model is unchanged.
+    """
+    values = _read(path)
+    if values.get("kind") != "ranges" or not isinstance(values.get("state_dict"), dict):
+        msg = f"{path} is no file of save_ranges(model, path); read a checkpoint with load_checkpoint(model, path)."
+        raise CheckpointError(msg)
+    _apply(model, {**float_state_dict(model), **values["state_dict"]}, values, path)
+
+
+def checkpoint_config(path: str | os.PathLike[str]) -> ResQConfig:
+    """The configuration that a file of `save_checkpoint` or `save_ranges` was written with.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of something else.
+    """
+    values = _read(path)
+    if values.get("format") != "resq-plugin":
+        msg = f"{path} was not written by resq_plugin.save_checkpoint(model, path), so it has no configuration."
+        raise CheckpointError(msg)
+    return ResQConfig.from_dict(values["config"])
+
+
+def _write(values: dict[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> None:
+    config = next(iter(residual_layers(model).values())).settings.config
+    content = {"format": "resq-plugin", "version": FORMAT_VERSION, "config": config.to_dict(), **values}
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".part")
+    try:
+        torch.save(content, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        msg = f"{path} does not exist."
+        raise CheckpointError(msg) from error
+    except Exception as error:  # bytes that are no PyTorch file raise whatever the unpickler stumbles over
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        msg = (
+            f"{path} is truncated or no PyTorch file that loads with weights_only=True ({reason}). "
+            "The model is unchanged."
+        )
+        raise CheckpointError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{path} holds a {type(values).__name__}, not a state dict. The model is unchanged."
+        raise CheckpointError(msg)
+    if values.get("format") == "resq-plugin" and values.get("version") != FORMAT_VERSION:
+        msg = f"{path} has format version {values.get('version')}; this release reads version {FORMAT_VERSION}."
+        raise CheckpointError(msg)
+    return values
+
+
+def _apply(model: nn.Module, state: dict[str, Tensor], values: dict[str, Any], path: Any) -> None:
+    layers = residual_layers(model)
+    if values.get("format") == "resq-plugin":
+        _check_precision(layers, values, path)
+    before, threshold = copy.deepcopy(model.state_dict()), scene_threshold(model)
+    try:
+        model.load_state_dict(state, strict=True)
+    except Exception as error:
+        model.load_state_dict(before, strict=True)
+        set_scene_threshold(model, threshold)
+        msg = f"{path} does not fit {type(model).__name__}; the model is unchanged. {error}"
+        raise CheckpointError(msg) from error
+
+
+def _check_precision(layers: Mapping[str, ResidualLayer], values: dict[str, Any], path: Any) -> None:
+    try:
+        config = ResQConfig.from_dict(values["config"])
+    except (ConfigError, KeyError, TypeError) as error:
+        msg = f"{path} has a configuration that this release cannot read ({error}). The model is unchanged."
+        raise CheckpointError(msg) from error
+    for name, layer in layers.items():
+        theirs, ours = config.precision_of(name), (layer.settings.keyframe, layer.settings.residual)
+        if theirs != ours:
+            found, expected = ("->".join(str(side) for side in pair if side) for pair in (theirs, ours))
+            msg = f"{path} was calibrated with layer {name} in {found}; here it is {expected}. The model is unchanged."
+            raise CheckpointError(msg)

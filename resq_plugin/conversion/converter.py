@@ -1,0 +1,162 @@
+"""Model to ResQ model and back, in place and without tracing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resq_plugin.backends import FoldedBatchNorm, find_backend
+from resq_plugin.config import ResQConfig
+from resq_plugin.conversion.folding import fold_batch_norms
+from resq_plugin.conversion.model_state import STATE_KEYS, attach_model_state, detach_model_state
+from resq_plugin.errors import ConfigError, ConversionError
+from resq_plugin.method import LayerSettings, ResidualLayer, residual_layers
+
+__all__ = ["ConversionSummary", "convert", "float_state_dict", "revert", "summarize"]
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nn.Module)
+
+LINEAR_TYPES = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+NORM_TYPES = (nn.LayerNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True)
+class ConversionSummary:
+    """What a conversion did, by qualified layer names.
+
+    Attributes:
+        converted: layers with two quantized paths.
+        excluded: layers that stay float because the configuration says so.
+        unsupported: linear layers that stay float because no quantized path exists for their class, with the class.
+        unreached: layers that no calibration frame reached, which made them plain float layers again.
+        folded: batch norms that are folded into the layer before them.
+        dense: batch norms that could not be folded and act on the full z_t.
+    """
+
+    converted: tuple[str, ...]
+    excluded: tuple[str, ...]
+    unsupported: tuple[str, ...]
+    unreached: tuple[str, ...]
+    folded: tuple[str, ...]
+    dense: tuple[str, ...]
+
+
+def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None) -> M:
+    """Give every selected linear layer of a model a keyframe and a residual path, in place.
+
+    Layers change their class and keep their Parameters, hooks and places, so optimizers, containers and functional
+    code around them go on working. Nothing is traced. Batch norms are folded as soon as a frame is at hand: here with
+    ``example``, else by `calibrate`.
+
+    Args:
+        model: any module.
+        config: the configuration, or the paper's notation such as ``"W8A8->W4A4"``.
+        example: one frame (N, C, H, W), to fold batch norms right away.
+
+    Returns:
+        The same model. Outside a stream it is the frame-by-frame quantized model with the keyframe quantizers.
+
+    Raises:
+        ConversionError: already converted, nothing to convert, or the backend is not installed.
+        ConfigError: an override matches no layer.
+    """
+    if isinstance(config, str):
+        config = ResQConfig.parse(config)
+    if any(isinstance(module, ResidualLayer) for module in model.modules()):
+        msg = (
+            f"{type(model).__name__} is already converted; call resq_plugin.revert(model) before you convert it again."
+        )
+        raise ConversionError(msg)
+    backend = find_backend(config.backend)
+    supported = {name: module for name, module in model.named_modules() if backend.supports(module)}
+    selected = {name: module for name, module in supported.items() if config.selects(name)}
+    if not selected:
+        msg = (
+            f"no layer of {type(model).__name__} is selected by include={config.include}, exclude={config.exclude}; "
+            f"it has {len(supported)} layers that can be converted, e.g. {', '.join(list(supported)[:3]) or 'none'}."
+        )
+        raise ConversionError(msg)
+    _check_patterns(config, supported)
+    for name, module in selected.items():
+        keyframe, residual = config.precision_of(name)
+        backend.attach(module, LayerSettings(name, keyframe, residual, config))
+    attach_model_state(model)
+    if example is not None:
+        try:
+            fold_batch_norms(model, example)
+        except Exception:
+            revert(model)
+            raise
+    summary = summarize(model)
+    logger.info("converted %d layers of %s to %s", len(summary.converted), type(model).__name__, config)
+    if summary.unsupported:
+        logger.warning("these linear layers stay in float: %s", ", ".join(summary.unsupported))
+    return model
+
+
+def _check_patterns(config: ResQConfig, names: dict[str, Any]) -> None:
+    for pattern, text in config.overrides:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            msg = f"overrides[{pattern!r}]={text!r} matches no layer; layers are e.g. {', '.join(list(names)[:3])}."
+            raise ConfigError(msg)
+    for pattern in config.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            logger.warning("exclude pattern %r matches no layer", pattern)
+
+
+def revert(model: M) -> M:
+    """Undo `convert` in place, folding included; the float model is back bit for bit, with what it has learned."""
+    backend = find_backend(next(iter(residual_layers(model).values())).settings.config.backend)
+    for module in model.modules():
+        if isinstance(module, ResidualLayer):
+            backend.detach(module)
+    detach_model_state(model)
+    return model
+
+
+def summarize(model: nn.Module) -> ConversionSummary:
+    """List what was converted, folded and left in float."""
+    layers = residual_layers(model)
+    config = next(iter(layers.values())).settings.config
+    inside = {part for layer in layers.values() for part in layer.modules()}  # a host toolkit's own layers
+    rest = {name: module for name, module in model.named_modules() if _is_linear(module) and module not in inside}
+    selected = {name: module for name, module in rest.items() if config.selects(name)}
+    unreached = [name for name, module in selected.items() if find_backend(config.backend).supports(module)]
+    folded = [name for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)]
+    norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    return ConversionSummary(
+        converted=tuple(layers),
+        excluded=tuple(name for name in rest if name not in selected),
+        unsupported=tuple(f"{name} ({type(selected[name]).__name__})" for name in selected if name not in unreached),
+        unreached=tuple(unreached),
+        folded=tuple(folded),
+        dense=tuple(name for name in norms if name not in folded),
+    )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    # A filter (C_out, C_in, *k) outside torch.nn, such as that of a deformable convolution.
+    has_filter = weight is not None and weight.dim() > 2 and not isinstance(module, NORM_TYPES)
+    return has_filter or isinstance(module, LINEAR_TYPES)
+
+
+def float_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict that the float model had, with today's weights: it loads strictly into a float model."""
+    residual_layers(model)
+    extra: set[str] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        own = set(STATE_KEYS)
+        if isinstance(module, ResidualLayer):
+            own |= set(module.own_state)
+        extra |= {f"{name}.{key}".lstrip(".") for key in own}
+    prefixes = tuple(f"{key}." for key in extra)
+    state = model.state_dict()
+    return {key: value for key, value in state.items() if key not in extra and not key.startswith(prefixes)}

@@ -1,0 +1,55 @@
+"""The cost of a model as a table for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich import box
+from rich.table import Table
+
+from resq_plugin.cost.measure import Cost, LayerCost
+
+__all__ = ["cost_table", "uncounted_summary"]
+
+
+def cost_table(cost: Cost, depth: int | None = 1) -> Table:
+    """Return a table with one row per module of that depth (None: per layer) and the totals.
+
+    Print it with ``rich.print``.
+    """
+    rows = cost.by_module(depth) if depth else cost.by_layer()
+    precisions = {layer.precision for layer in cost.layers}
+    mixed = len(precisions) > 1
+    what = "" if mixed else "".join(precisions) + ", "
+    bound = ", an upper bound" if cost.is_upper_bound else ""
+    table = Table(
+        title=f"{what}averaged over T={cost.interval} frames{bound}",
+        caption="BOPs = MACs · b_w · b_a in 10⁹, state in MiB",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        collapse_padding=True,
+    )
+    table.add_column("module" if depth else "layer", overflow="fold", min_width=16)
+    if mixed:
+        table.add_column("precision", overflow="fold")
+    for heading in ("MACs", "keyframe", "residual", "per frame", "share", "state"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.name, *([row.precision] if mixed else []), *_numbers(row, cost))
+    table.add_section()
+    table.add_row("total", *([""] if mixed else []), *_numbers(cost, cost), style="bold")
+    return table
+
+
+def uncounted_summary(cost: Cost) -> str:
+    """Return what ran and was not counted in one line, e.g. ``aten.relu x41, aten.add x18``; or an empty string."""
+    calls: Counter[str] = Counter()
+    for ops in cost.uncounted:
+        calls[ops.operator] += ops.calls
+    return ", ".join(f"{operator} x{count}" for operator, count in calls.most_common())
+
+
+def _numbers(row: LayerCost | Cost, total: Cost) -> tuple[str, ...]:
+    values = (row.macs, row.bops_keyframe, row.bops_residual, row.bops_per_frame)
+    share = row.bops_per_frame / (total.bops_per_frame or 1)
+    return *(f"{value / 1e9:.2f}" for value in values), f"{share:.1%}", f"{row.state_bytes / 2**20:.1f}"

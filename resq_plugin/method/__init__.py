@@ -1,0 +1,56 @@
+"""The method: quantizers, the policy, the two paths of a layer, and time (Eq. 1-6, 9-11)."""
+
+from __future__ import annotations
+
+from resq_plugin.method.layers import (
+    ActivationQuantizer,
+    LayerSettings,
+    ResidualLayer,
+    dense_execution,
+    executing,
+    residual_layers,
+)
+from resq_plugin.method.policy import choose, error_map, mix, share_error
+from resq_plugin.method.quantizer import (
+    HALF_TYPES,
+    UniformQuantizer,
+    fake_quantize,
+    integer_range,
+    quantize_to_integers,
+    scale_from_range,
+    weight_range,
+    weight_scale,
+)
+from resq_plugin.method.schedule import make_schedule, relative_change, scene_threshold, set_scene_threshold
+from resq_plugin.method.video_stream import LayerCache, Stream, StreamState, stream
+from resq_plugin.method.workspace import Workspace
+
+__all__ = [
+    "HALF_TYPES",
+    "ActivationQuantizer",
+    "LayerCache",
+    "LayerSettings",
+    "ResidualLayer",
+    "Stream",
+    "StreamState",
+    "UniformQuantizer",
+    "Workspace",
+    "choose",
+    "dense_execution",
+    "error_map",
+    "executing",
+    "fake_quantize",
+    "integer_range",
+    "make_schedule",
+    "mix",
+    "quantize_to_integers",
+    "relative_change",
+    "residual_layers",
+    "scale_from_range",
+    "scene_threshold",
+    "set_scene_threshold",
+    "share_error",
+    "stream",
+    "weight_range",
+    "weight_scale",
+]
