@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from resq_plugin import ResQConfig, convert, stream
-from resq_plugin.backends.torch_backend import TorchResidualLayer
+from resq_plugin.backends.torch_layer import TorchResidualLayer
 from resq_plugin.conversion.folding import evaluating, fold_batch_norms
 from resq_plugin.method.layers import ResidualLayer, executing, residual_layers
 

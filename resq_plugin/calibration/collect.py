@@ -14,7 +14,7 @@ from resq_plugin.calibration.ranges import output_loss
 from resq_plugin.calibration.sampling import Window, choose_windows, cut_windows
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError
-from resq_plugin.method import ResidualLayer, fake_quantize, scale_from_range
+from resq_plugin.method import Call, CountingExecutor, ResidualLayer, fake_quantize, scale_from_range
 
 __all__ = ["Collector", "FullMapComparison", "LayerSamples", "best", "widen"]
 
@@ -81,7 +81,7 @@ Key = tuple[str, int, torch.Size]
 """One call of one layer in a frame: layer name, number of the call, shape of the input."""
 
 
-class Collector:
+class Collector(CountingExecutor):
     """Executor that runs layers in float and samples their inputs.
 
     Args:
@@ -91,6 +91,7 @@ class Collector:
     """
 
     def __init__(self, layers: Mapping[str, ResidualLayer], config: ResQConfig, expected: int | None = None) -> None:
+        super().__init__()
         self.layers = layers
         self.config = config
         self.positions = max(1, round(config.calibration.positions / (expected or config.calibration.samples)))
@@ -100,14 +101,13 @@ class Collector:
         self._windows: dict[Key, list[Window]] = {}
         self._references: dict[Key, Tensor] = {}
         self._slots: dict[Key, int] = {}
-        self._calls: dict[str, int] = {}
         self._position = 0
         self._roles: set[str] = set()
 
     def start_frame(self, position: int) -> None:
         """Begin frame t of the clip."""
         self._position = position
-        self._calls.clear()
+        self.calls.clear()
         limit = self.config.calibration.samples
         roles = {"keyframe"} if position == 0 or self.config.residual is None else {"keyframe", "residual"}
         self._roles = {role for role in roles if self.frames[role] < limit}
@@ -134,11 +134,9 @@ class Collector:
             msg = "no ResQ layer was reached by the calibration frames; does model(frame) run the converted network?"
             raise CalibrationError(msg)
 
-    def __call__(self, layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
+    def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         """Run one call of one layer in float."""
-        name = layer.settings.name
-        call = self._calls[name] = self._calls.get(name, -1) + 1
-        key = name, call, x.shape
+        name, key = layer.settings.name, (*call, x.shape)
         z = layer.dense(x, **options)
         _require_batch(layer, x)
         samples = self.samples.setdefault(name, LayerSamples())
@@ -204,7 +202,7 @@ def _difference(x: Tensor, references: Mapping[Key, Tensor], key: Key) -> Tensor
     return x - references[key]
 
 
-class FullMapComparison:
+class FullMapComparison(CountingExecutor):
     """Executor that runs layers in float and adds the loss of Eq. 8 on full maps to that of a few ranges.
 
     Args:
@@ -219,28 +217,27 @@ class FullMapComparison:
         ranked: Mapping[str, Mapping[str, Mapping[float, float]]],
         samples: Mapping[str, LayerSamples],
     ) -> None:
+        super().__init__()
         self.config = config
         self.finalists = {name: {key: dict(losses) for key, losses in item.items()} for name, item in ranked.items()}
         self.samples = samples
         self._keyframes = {name: best(item["keyframe"]) for name, item in self.finalists.items()}
         self._references: dict[Key, Tensor] = {}
-        self._calls: dict[str, int] = {}
         self._position = 0
 
     def start_frame(self, position: int) -> None:
         """Begin the keyframe (0) or the residual frame (1) of a pair."""
         self._position = position
-        self._calls.clear()
+        self.calls.clear()
         if position == 0:
             self._references.clear()
 
-    def __call__(self, layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
+    def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         """Run one call of one layer in float."""
         name = layer.settings.name
-        call = self._calls[name] = self._calls.get(name, -1) + 1
         if name not in self.finalists:
             return layer.dense(x, **options)
-        key = name, call, x.shape
+        key = (*call, x.shape)
         residuals = [quantizer for quantizer in self.finalists[name] if quantizer != "keyframe"]
         self._compare(layer, "keyframe", x, options, signed=self.samples[name].is_signed(self.config))
         if self._position == 0:

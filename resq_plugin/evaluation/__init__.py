@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from resq_plugin.evaluation.protocol import Agreement, Evaluation, MeanIoU, Metric, evaluate, float_predictions
+from resq_plugin.evaluation.metrics import PCK, Agreement, MeanIoU, Metric
+from resq_plugin.evaluation.protocol import Evaluation, evaluate, float_predictions
 
-__all__ = ["Agreement", "Evaluation", "MeanIoU", "Metric", "evaluate", "float_predictions"]
+__all__ = ["PCK", "Agreement", "Evaluation", "MeanIoU", "Metric", "evaluate", "float_predictions"]

@@ -12,12 +12,9 @@ from torch import Tensor, nn
 from resq_plugin.conversion import evaluating
 from resq_plugin.export.grid import Grid
 from resq_plugin.export.numbers import LayerNumbers
-from resq_plugin.method import ResidualLayer, executing
+from resq_plugin.method import Call, CountingExecutor, ResidualLayer, executing
 
 __all__ = ["Cache", "CachePlan", "Call", "plan_caches"]
-
-Call = tuple[str, int]
-"""A layer and the how-manieth call of it within a frame."""
 
 FRAME, FRAME_CACHE = "frame", "frame.x"
 
@@ -58,10 +55,11 @@ class CachePlan:
     is_updated: bool = False
 
 
-class _Watch:
+class _Watch(CountingExecutor):
     """Runs a keyframe and notes which tensors are the same. Holds all of them, so that no identity is reused."""
 
     def __init__(self, numbers: Mapping[str, LayerNumbers], reference: str, frame: Tensor) -> None:
+        super().__init__()
         self.numbers, self.reference = numbers, reference
         self.known: list[tuple[Tensor, int, Grid | None, str]] = [(frame, frame._version, None, FRAME_CACHE)]
         self.shapes: dict[str, tuple[int, ...]] = {FRAME_CACHE: tuple(frame.shape)}
@@ -69,9 +67,8 @@ class _Watch:
         self.x: dict[Call, str] = {}
         self.z: dict[Call, str] = {}
 
-    def __call__(self, layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
-        name = layer.settings.name
-        call = name, sum(known == name for known, _ in self.x)
+    def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
+        name = call[0]
         prefix = name if call[1] == 0 else f"{name}#{call[1]}"
         grid = self.numbers[name].keyframe if self.reference == "quantized" else None
         self.x[call] = self._find(x, grid) or self._add(x, grid, f"{prefix}.x")

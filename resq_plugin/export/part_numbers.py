@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from resq_plugin.conversion import evaluating
-from resq_plugin.export.caches import CachePlan, Call
+from resq_plugin.export.caches import CachePlan
 from resq_plugin.export.compare import sampled
 from resq_plugin.export.grid import Grid
 from resq_plugin.export.numbers import LayerNumbers
 from resq_plugin.export.parts import Part, made_up
-from resq_plugin.method import LayerCache, ResidualLayer, executing
+from resq_plugin.method import Call, CountingExecutor, LayerCache, ResidualLayer, executing
 
 __all__ = ["compute_parts"]
 
@@ -24,7 +24,7 @@ WIDER = 2.0
 """Made-up numbers spread over more than those of the frame, so that quantizers clip at both ends."""
 
 
-class _Executor:
+class _Executor(CountingExecutor):
     """Runs layers with the model's own quantizers; without ``amplitudes`` it only looks how large tensors are."""
 
     def __init__(
@@ -34,17 +34,15 @@ class _Executor:
         past: Mapping[Call, LayerCache] | None,
         amplitudes: Mapping[str, float] | None,
     ) -> None:
+        super().__init__()
         self.numbers, self.plan, self.past, self.amplitudes = numbers, plan, past, amplitudes
-        self.calls: dict[str, int] = {}
         self.parts: list[Part] = []
         self.handed_on: list[Tensor] = []
         self.memory: dict[str, Part] = {}
 
-    def __call__(self, layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
-        name = layer.settings.name
-        number = self.calls[name] = self.calls.get(name, -1) + 1
+    def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         run = self._keyframe if self.past is None else self._residual
-        return run(layer, (name, number), x, options)
+        return run(layer, call, x, options)
 
     def _keyframe(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         name, grid = f"{call[0]}@{call[1]}", self.numbers[call[0]].keyframe

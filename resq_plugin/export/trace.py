@@ -27,7 +27,17 @@ from resq_plugin.export.caches import CachePlan
 from resq_plugin.export.editor import Editor
 from resq_plugin.export.grid import Grid
 from resq_plugin.export.numbers import LayerNumbers
-from resq_plugin.method import ResidualLayer, choose, error_map, executing, fake_quantize, mix, share_error
+from resq_plugin.method import (
+    Call,
+    CountingExecutor,
+    ResidualLayer,
+    choose,
+    error_map,
+    executing,
+    fake_quantize,
+    mix,
+    share_error,
+)
 
 __all__ = ["DOMAIN", "Traced", "trace_keyframe", "trace_residual"]
 
@@ -64,14 +74,14 @@ class _Mark(torch.autograd.Function):
         return g.op(f"{DOMAIN}::Quantize", x, grid_s=name).setType(x.type())
 
 
-class _Executor:
-    """What both kinds of frame share: counting calls and marking quantizers."""
+class _Executor(CountingExecutor):
+    """What both kinds of frame share: marking quantizers."""
 
     kind: str
 
     def __init__(self, numbers: Mapping[str, LayerNumbers], plan: CachePlan) -> None:
+        super().__init__()
         self.numbers, self.plan = numbers, plan
-        self.calls: dict[str, int] = {}
         self.marked: Marked = {}
         self.memory: dict[str, Tensor] = {}
 
@@ -83,7 +93,7 @@ class _Executor:
 
         return cast(Tensor, _Mark.apply(x, name, quantize))
 
-    def cut(self, tensor: Tensor, call: tuple[str, int], side: str) -> Tensor:
+    def cut(self, tensor: Tensor, call: Call, side: str) -> Tensor:
         """Mark where `resq_plugin.export.parts` cuts the graph."""
         name = f"{call[0]}@{call[1]}.{side}"
         self.marked[name] = None, None
@@ -95,20 +105,11 @@ class _Executor:
         self.marked[marker] = weight.grid, weight.values
         return cast(Tensor, _Mark.apply(weight.values, marker, torch.clone))
 
-    def __call__(self, layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
-        name = layer.settings.name
-        call = name, self.calls.get(name, 0)
-        self.calls[name] = call[1] + 1
-        return self.run(layer, call, x, options)
-
-    def run(self, layer: ResidualLayer, call: tuple[str, int], x: Tensor, options: dict[str, Any]) -> Tensor:
-        raise NotImplementedError
-
 
 class _Keyframe(_Executor):
     """``frame -> outputs, caches``."""
 
-    def run(self, layer: ResidualLayer, call: tuple[str, int], x: Tensor, options: dict[str, Any]) -> Tensor:
+    def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         name, numbers = call[0], self.numbers[call[0]]
         x_hat = x if numbers.keyframe is None else self.mark(x, f"{name}.x", numbers.keyframe)
         x_cut = x if numbers.keyframe is None else self.cut(x_hat, call, "x")
@@ -123,7 +124,7 @@ class _Keyframe(_Executor):
 class _Residual(_Executor):
     """``frame, caches -> outputs``, and the new caches of a running reference."""
 
-    def run(self, layer: ResidualLayer, call: tuple[str, int], x: Tensor, options: dict[str, Any]) -> Tensor:
+    def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         if call not in self.plan.x:
             msg = f"layer {call[0]} is called more often in a residual frame than in a keyframe; exclude it."
             raise ExportError(msg)

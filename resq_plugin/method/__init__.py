@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resq_plugin.method.calls import Call, CountingExecutor
 from resq_plugin.method.layers import (
     ActivationQuantizer,
     LayerSettings,
@@ -22,12 +23,15 @@ from resq_plugin.method.quantizer import (
     weight_scale,
 )
 from resq_plugin.method.schedule import make_schedule, relative_change, scene_threshold, set_scene_threshold
-from resq_plugin.method.video_stream import LayerCache, Stream, StreamState, stream
+from resq_plugin.method.stream_state import LayerCache, StreamState
+from resq_plugin.method.video_stream import Stream, stream
 from resq_plugin.method.workspace import Workspace
 
 __all__ = [
     "HALF_TYPES",
     "ActivationQuantizer",
+    "Call",
+    "CountingExecutor",
     "LayerCache",
     "LayerSettings",
     "ResidualLayer",

@@ -1,4 +1,4 @@
-"""One video, frame by frame: the state x_k, z_k of every layer and the position in the interval."""
+"""One video, frame by frame: where its intervals start, and what a frame does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,121 +13,13 @@ from torch import Tensor, nn
 
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import FrameError, StreamError
-from resq_plugin.method.layers import ResidualLayer, executing, frame_by_frame, residual_layers
+from resq_plugin.method.layers import executing, frame_by_frame, residual_layers
 from resq_plugin.method.schedule import Schedule, make_schedule
-from resq_plugin.method.workspace import Workspace
+from resq_plugin.method.stream_state import LayerCache, StreamState, describe
 
-__all__ = ["Stream", "StreamState", "stream"]
+__all__ = ["Stream", "stream"]
 
 logger = logging.getLogger(__name__)
-
-FARTHEST = 256
-"""Distance from the keyframe up to which choices are counted apart, so that an endless interval needs no memory."""
-
-
-@dataclass
-class LayerCache:
-    """What one call of one layer keeps of the past.
-
-    Attributes:
-        x: reference of the residual, the shape of the layer's input.
-        z: the output it stands for, the shape of the layer's output.
-    """
-
-    x: Tensor
-    z: Tensor
-
-
-class StreamState:
-    """State of one stream and the executor that reads and writes it.
-
-    A plain object: never a buffer, a parameter or part of a ``state_dict``. Caches are private copies, because
-    the network around may work in place, and are keyed by layer and call, because layers may be reused in a frame.
-    """
-
-    def __init__(self, *, keep_graph: bool = False) -> None:
-        self.caches: dict[tuple[str, int], LayerCache] = {}
-        self.calls: dict[str, int] = {}
-        self.is_keyframe = True
-        self.keep_graph = keep_graph
-        self.position = -1
-        self.counts: dict[tuple[int, str], Tensor] = {}
-        self.choices: dict[str, Tensor] | None = None
-        self.workspace = Workspace()
-
-    def start_frame(self, position: int) -> None:
-        """Begin the frame at that distance from its keyframe; a keyframe (0) forgets everything."""
-        self.position, self.is_keyframe = position, position == 0
-        self.calls.clear()
-        if self.is_keyframe:
-            self.caches.clear()
-
-    def __call__(self, layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
-        """Run one call of one layer, Eq. 5."""
-        name = layer.settings.name
-        call = self.calls.get(name, 0)
-        self.calls[name] = call + 1
-        if layer.settings.residual is None:
-            return layer.keyframe(x, **options)
-        if self.is_keyframe:
-            return self._keyframe(layer, (name, call), x, options)
-        cache = self.caches.get((name, call))
-        if cache is None:
-            msg = (
-                f"layer {name} was called {call} time(s) at the keyframe and more often now. A network that changes "
-                "its calls must start a new interval: video.start_interval(), or exclude=('" + name + "',)."
-            )
-            raise StreamError(msg)
-        found, expected = (x.shape, x.dtype, x.device), (cache.x.shape, cache.x.dtype, cache.x.device)
-        if found != expected:
-            msg = (
-                f"layer {name} got {_describe(found)} but its keyframe was {_describe(expected)}. Call "
-                "video.start_interval() before such a frame."
-            )
-            raise StreamError(msg)
-        return self._residual(layer, name, cache, x, options)
-
-    def _keyframe(self, layer: ResidualLayer, key: tuple[str, int], x: Tensor, options: dict[str, Any]) -> Tensor:
-        if layer.settings.config.reference == "float":
-            z = layer.keyframe(x, **options)
-            reference = self._own(x)
-        else:
-            reference = layer.quantize_keyframe(x)
-            z = layer.apply_keyframe(reference, **options)
-            reference = reference if self.keep_graph else reference.detach()
-        self.caches[key] = LayerCache(reference, self._own(z))
-        return z
-
-    def _residual(
-        self, layer: ResidualLayer, name: str, cache: LayerCache, x: Tensor, options: dict[str, Any]
-    ) -> Tensor:
-        delta_hat, choice = layer.quantize_residual(x, cache.x, self.workspace)
-        if choice is not None:
-            self._record(layer, name, choice)
-        delta_z = layer.apply_residual(delta_hat, **options)
-        z = delta_z + cache.z if delta_z.requires_grad else delta_z.add_(cache.z)
-        if layer.settings.config.reference == "running":
-            x_hat = cache.x + delta_hat
-            cache.x = x_hat if self.keep_graph else x_hat.detach()
-            cache.z = self._own(z)
-        return z
-
-    def _own(self, tensor: Tensor) -> Tensor:
-        return tensor.clone() if self.keep_graph else tensor.detach().clone()
-
-    def _record(self, layer: ResidualLayer, name: str, choice: Tensor) -> None:
-        residual = layer.settings.residual
-        pool = residual.pool if residual is not None else ()
-        counts = torch.bincount(choice.flatten(), minlength=len(pool))
-        key = min(self.position, FARTHEST), name
-        self.counts[key] = self.counts[key] + counts if key in self.counts else counts
-        if self.choices is not None:
-            bits = torch.tensor(pool, dtype=torch.uint8, device=choice.device)
-            self.choices[name] = bits[choice.long()]
-
-    def state_bytes(self) -> int:
-        """Bytes that the caches hold in this simulation."""
-        return sum(t.numel() * t.element_size() for cache in self.caches.values() for t in (cache.x, cache.z))
 
 
 class Stream:
@@ -242,7 +133,7 @@ class Stream:
             (reference.shape, reference.dtype, reference.device),
         )
         if found != expected:
-            msg = f"the frame changed to {_describe(found)} from {_describe(expected)} inside an interval"
+            msg = f"the frame changed to {describe(found)} from {describe(expected)} inside an interval"
             if self.config.on_change == "raise":
                 msg += (
                     "; the stream is unchanged. Call video.start_interval() before it, open another stream, "
@@ -343,8 +234,3 @@ def stream(model: nn.Module, *, interval: int | None = None, record_choices: boo
         ConversionError: the model has no ResQ layer.
     """
     return Stream(model, interval=interval, record_choices=record_choices)
-
-
-def _describe(signature: tuple[torch.Size, torch.dtype, torch.device]) -> str:
-    shape, dtype, device = signature
-    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')} on {device}"

@@ -27,7 +27,7 @@ from resq_plugin import (
 )
 from resq_plugin.conversion.checkpoint import load_ranges
 from resq_plugin.errors import CalibrationError, ConversionError
-from resq_plugin.evaluation.protocol import Agreement
+from resq_plugin.evaluation.metrics import Agreement
 from resq_plugin.method.layers import residual_layers
 
 with warnings.catch_warnings():

@@ -24,7 +24,8 @@ from resq_plugin.demo.findings import finding
 from resq_plugin.demo.result import DemoResult
 from resq_plugin.demo.run import SHOWN_LAYER, run_demo, steps
 from resq_plugin.demo.settings import DemoSettings
-from resq_plugin.evaluation.protocol import Agreement, MeanIoU, evaluate, float_predictions
+from resq_plugin.evaluation.metrics import Agreement, MeanIoU
+from resq_plugin.evaluation.protocol import evaluate, float_predictions
 
 CONTRACT = ("scheme", "precision", "interval", "accuracy", "metric", "agreement", "gbops_per_frame", "relative_bops")
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from resq_plugin import dense_execution, stream
 from resq_plugin.errors import ConfigError, ConversionError
-from resq_plugin.evaluation.protocol import PCK, Agreement, Evaluation, MeanIoU, evaluate, float_predictions
+from resq_plugin.evaluation.metrics import PCK, Agreement, MeanIoU
+from resq_plugin.evaluation.protocol import Evaluation, evaluate, float_predictions
 
 DYNAMIC = "W8A8->W8A{0,3,8}"
 NAN = float("nan")

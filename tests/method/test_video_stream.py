@@ -720,7 +720,7 @@ def assert_states_equal(found: dict[str, Any], expected: dict[str, Any]) -> None
 
 def test_an_endless_interval_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """GIVEN an interval without end, THEN choices far from the keyframe are counted together."""
-    monkeypatch.setattr(sys.modules["resq_plugin.method.video_stream"], "FARTHEST", 3)
+    monkeypatch.setattr(sys.modules["resq_plugin.method.stream_state"], "FARTHEST", 3)
     model = build("plain", "W8A8->W4A{0,4,8}", interval=10**9)
     with torch.no_grad(), stream(model) as player:
         for frame in video(4):

@@ -25,7 +25,8 @@ from tiny_video import config, dataset, make_frames
 from resq_plugin import ResQConfig, convert, float_state_dict, stream
 from resq_plugin.backends.batch_norm import FoldedBatchNorm
 from resq_plugin.errors import CalibrationError, CheckpointError, ConfigError
-from resq_plugin.evaluation.protocol import MeanIoU, evaluate
+from resq_plugin.evaluation.metrics import MeanIoU
+from resq_plugin.evaluation.protocol import evaluate
 from resq_plugin.method.layers import dense_execution, residual_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
