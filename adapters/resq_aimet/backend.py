@@ -18,7 +18,7 @@ from resq_plugin.errors import CalibrationError
 from resq_plugin.method import LayerSettings
 
 if TYPE_CHECKING:
-    from resq_plugin.export.grid import Grid
+    from resq_plugin.export import Grid
 
 __all__ = ["attach", "detach", "export_quantizers", "placing", "supports"]
 
@@ -90,7 +90,7 @@ def export_quantizers(model: nn.Module) -> dict[nn.Module, Grid]:
 
 
 def _grid(name: str, quantizer: QuantizeDequantize) -> Grid:
-    from resq_plugin.export.grid import Grid  # noqa: PLC0415  # export takes extras
+    from resq_plugin.export import Grid  # noqa: PLC0415  # export takes extras
 
     if not quantizer.is_initialized():
         msg = f"{name} has no encoding; call resq.compute_encodings(clips) before the export."

@@ -9,7 +9,7 @@ from torch import nn
 
 from resq_aimet._compat import register
 from resq_aimet.layers import AimetResidualLayer
-from resq_plugin.backends import torch_backend
+from resq_plugin import backends
 
 __all__ = [
     "RESQ_CLASSES",
@@ -32,31 +32,31 @@ class _Conv(AimetResidualLayer):
         return self._sharing(sizes, settings)
 
 
-class ResQQuantizedConv1d(_Conv, torch_backend.ResQConv1d, aimet_nn.QuantizedConv1d):
+class ResQQuantizedConv1d(_Conv, backends.ResQConv1d, aimet_nn.QuantizedConv1d):
     """AIMET's `QuantizedConv1d` with a residual path."""
 
 
-class ResQQuantizedConv2d(_Conv, torch_backend.ResQConv2d, aimet_nn.QuantizedConv2d):
+class ResQQuantizedConv2d(_Conv, backends.ResQConv2d, aimet_nn.QuantizedConv2d):
     """AIMET's `QuantizedConv2d` with a residual path."""
 
 
-class ResQQuantizedConv3d(_Conv, torch_backend.ResQConv3d, aimet_nn.QuantizedConv3d):
+class ResQQuantizedConv3d(_Conv, backends.ResQConv3d, aimet_nn.QuantizedConv3d):
     """AIMET's `QuantizedConv3d` with a residual path."""
 
 
-class ResQQuantizedConvTranspose1d(_Conv, torch_backend.ResQConvTranspose1d, aimet_nn.QuantizedConvTranspose1d):
+class ResQQuantizedConvTranspose1d(_Conv, backends.ResQConvTranspose1d, aimet_nn.QuantizedConvTranspose1d):
     """AIMET's `QuantizedConvTranspose1d` with a residual path."""
 
 
-class ResQQuantizedConvTranspose2d(_Conv, torch_backend.ResQConvTranspose2d, aimet_nn.QuantizedConvTranspose2d):
+class ResQQuantizedConvTranspose2d(_Conv, backends.ResQConvTranspose2d, aimet_nn.QuantizedConvTranspose2d):
     """AIMET's `QuantizedConvTranspose2d` with a residual path."""
 
 
-class ResQQuantizedConvTranspose3d(_Conv, torch_backend.ResQConvTranspose3d, aimet_nn.QuantizedConvTranspose3d):
+class ResQQuantizedConvTranspose3d(_Conv, backends.ResQConvTranspose3d, aimet_nn.QuantizedConvTranspose3d):
     """AIMET's `QuantizedConvTranspose3d` with a residual path."""
 
 
-class ResQQuantizedLinear(AimetResidualLayer, torch_backend.ResQLinear, aimet_nn.QuantizedLinear):
+class ResQQuantizedLinear(AimetResidualLayer, backends.ResQLinear, aimet_nn.QuantizedLinear):
     """AIMET's `QuantizedLinear` with a residual path."""
 
     def _float_twin(self) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resq_brevitas.arguments import split_arguments
 from resq_brevitas.layers import BrevitasResidualLayer
-from resq_plugin.backends import torch_backend
+from resq_plugin import backends
 from resq_plugin.errors import ConversionError
 
 __all__ = [
@@ -127,31 +127,31 @@ class _Conv(BrevitasResidualLayer):
         return super().linear(x, weight, bias, **options)
 
 
-class ResidualConv1d(_Conv, torch_backend.ResQConv1d, ResQConv1d):
+class ResidualConv1d(_Conv, backends.ResQConv1d, ResQConv1d):
     """`ResQConv1d` with a residual path."""
 
 
-class ResidualConv2d(_Conv, torch_backend.ResQConv2d, ResQConv2d):
+class ResidualConv2d(_Conv, backends.ResQConv2d, ResQConv2d):
     """`ResQConv2d` with a residual path."""
 
 
-class ResidualConv3d(_Conv, torch_backend.ResQConv3d, ResQConv3d):
+class ResidualConv3d(_Conv, backends.ResQConv3d, ResQConv3d):
     """`ResQConv3d` with a residual path."""
 
 
-class ResidualConvTranspose1d(BrevitasResidualLayer, torch_backend.ResQConvTranspose1d, ResQConvTranspose1d):
+class ResidualConvTranspose1d(BrevitasResidualLayer, backends.ResQConvTranspose1d, ResQConvTranspose1d):
     """`ResQConvTranspose1d` with a residual path."""
 
 
-class ResidualConvTranspose2d(BrevitasResidualLayer, torch_backend.ResQConvTranspose2d, ResQConvTranspose2d):
+class ResidualConvTranspose2d(BrevitasResidualLayer, backends.ResQConvTranspose2d, ResQConvTranspose2d):
     """`ResQConvTranspose2d` with a residual path."""
 
 
-class ResidualConvTranspose3d(BrevitasResidualLayer, torch_backend.ResQConvTranspose3d, ResQConvTranspose3d):
+class ResidualConvTranspose3d(BrevitasResidualLayer, backends.ResQConvTranspose3d, ResQConvTranspose3d):
     """`ResQConvTranspose3d` with a residual path."""
 
 
-class ResidualLinear(BrevitasResidualLayer, torch_backend.ResQLinear, ResQLinear):
+class ResidualLinear(BrevitasResidualLayer, backends.ResQLinear, ResQLinear):
     """`ResQLinear` with a residual path."""
 
 

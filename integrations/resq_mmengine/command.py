@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resq_plugin.cli import Commands, add_command, write_json
 from resq_plugin.errors import ConfigError, ResQError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
     from rich.console import Console
 
-__all__ = ["SCHEMES", "add_eval", "evaluate_config", "prepare_config"]
+__all__ = ["SCHEMES", "add", "evaluate_config", "prepare_config"]
 
 SCHEMES = ("float", "frame", "resq")
 METRICS = ("mIoU", "Mean PCK", "PCK", "AP")
@@ -30,10 +31,12 @@ AGREEMENT = {"mmseg": "resq_mmengine.FloatAgreement", "mmpose": "resq_mmpose.Joi
 """Agreement with the float model, by default scope of a config."""
 
 
-def add_eval(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """``resq eval CONFIG --checkpoint CK``: run MMEngine's test loop for each scheme."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "eval",
+        needs={"mmengine": "mmseg"},
         help="measure an mm config on video: float, frame by frame and ResQ, accuracy against BOPs",
         description="Run the test of an MMSeg or MMPose config on video in float, frame-by-frame quantized and with "
         "ResQ. Ranges are calibrated on resq.calibration.dataset unless the checkpoint has them.",
@@ -57,7 +60,6 @@ def add_eval(commands: Any) -> None:
 
 def _run(args: argparse.Namespace, console: Console) -> int:
     from resq_mmengine.zoo import load_config  # noqa: PLC0415
-    from resq_plugin.cli import write_json  # noqa: PLC0415
     from resq_plugin.report import rich_table  # noqa: PLC0415
 
     if not Path(args.checkpoint).is_file():

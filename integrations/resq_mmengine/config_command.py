@@ -6,21 +6,23 @@ import argparse
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from resq_plugin.cli import Commands, add_command
 from resq_plugin.errors import ResQError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["add_configs", "shipped_configs"]
+__all__ = ["add", "shipped_configs"]
 
 PACKAGES = ("resq_mmengine", "resq_mmseg", "resq_mmpose")
 
 
-def add_configs(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """``resq configs [--copy DIR]``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "configs",
         help="list the shipped mm configs and fragments, or copy them",
         description="List the shipped configs of MMSeg and MMPose and the fragments they are made of. A config names "

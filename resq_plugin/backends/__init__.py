@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold, is_foldable, unfold
 from resq_plugin.backends.registry import GROUP, find_backend
+from resq_plugin.backends.torch_backend import (
+    ResQConv1d,
+    ResQConv2d,
+    ResQConv3d,
+    ResQConvTranspose1d,
+    ResQConvTranspose2d,
+    ResQConvTranspose3d,
+    ResQLinear,
+)
 from resq_plugin.backends.torch_layer import TorchResidualLayer
 from resq_plugin.backends.wrappers import torch_class
 
 __all__ = [
     "GROUP",
     "FoldedBatchNorm",
+    "ResQConv1d",
+    "ResQConv2d",
+    "ResQConv3d",
+    "ResQConvTranspose1d",
+    "ResQConvTranspose2d",
+    "ResQConvTranspose3d",
+    "ResQLinear",
     "TorchResidualLayer",
     "find_backend",
     "fold",

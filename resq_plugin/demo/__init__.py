@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resq_plugin.demo.command import demo_command
 from resq_plugin.demo.net import DemoNet, load_demo_net, mean_iou
 from resq_plugin.demo.shapes import CLASSES, PALETTE
 from resq_plugin.demo.video import HELD_OUT_SEEDS, SceneConfig, generate_clip, to_rgb
@@ -12,6 +13,7 @@ __all__ = [
     "PALETTE",
     "DemoNet",
     "SceneConfig",
+    "demo_command",
     "generate_clip",
     "load_demo_net",
     "mean_iou",

@@ -12,18 +12,34 @@ from resq_plugin.extras import need
 
 if TYPE_CHECKING:
     from resq_plugin.export.folder import export_model
+    from resq_plugin.export.grid import Grid
     from resq_plugin.export.htp.build import HtpConfig
-    from resq_plugin.export.htp.check import verify_htp
+    from resq_plugin.export.htp.check import LAYER_LIMIT, HtpVerification, split_native, verify_htp
     from resq_plugin.export.player import OrtStream
     from resq_plugin.export.verification import Verification, verify
 
-__all__ = ["HtpConfig", "OrtStream", "Verification", "export_model", "verify", "verify_htp"]
+__all__ = [
+    "LAYER_LIMIT",
+    "Grid",
+    "HtpConfig",
+    "HtpVerification",
+    "OrtStream",
+    "Verification",
+    "export_model",
+    "split_native",
+    "verify",
+    "verify_htp",
+]
 
 _HOMES = {
+    "LAYER_LIMIT": "htp.check",
+    "Grid": "grid",
     "HtpConfig": "htp.build",
+    "HtpVerification": "htp.check",
     "OrtStream": "player",
     "Verification": "verification",
     "export_model": "folder",
+    "split_native": "htp.check",
     "verify": "verification",
     "verify_htp": "htp.check",
 }

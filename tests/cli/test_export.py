@@ -11,7 +11,7 @@ import torch
 from helpers import build, video
 
 from resq_plugin import ResQConfig, calibrate, convert, save_checkpoint
-from resq_plugin.cli.program import main
+from resq_plugin.cli import main
 from resq_plugin.export import export_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the toolkits' own

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from resq_plugin import __version__
-from resq_plugin.cli.program import main
+from resq_plugin.cli import main
 
 DDRNET = "mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py"
 COST = ["cost", DDRNET, "--shape", "64", "128"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resq_plugin.cli.program import main
+from resq_plugin.cli import main
 from resq_plugin.demo import to_rgb
 from resq_plugin.demo.data import video_data
 from resq_plugin.demo.decode import VideoError, decode_video, fitting_size

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from resq_plugin import CalibrationConfig, ResQConfig, calibrate, convert
-from resq_plugin.cli.program import main
+from resq_plugin.cli import main
 from resq_plugin.demo import CLASSES, DemoNet, SceneConfig, generate_clip
 from resq_plugin.demo.command import demo_command
 from resq_plugin.demo.data import DemoData, procedural_data

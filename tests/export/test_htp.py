@@ -11,7 +11,7 @@ import torch
 from helpers import build, video
 from torch import nn
 
-from resq_plugin.cli.program import main
+from resq_plugin.cli import main
 from resq_plugin.export import HtpConfig, OrtStream, export_model, verify_htp
 from resq_plugin.export.htp import build as htp_build
 from resq_plugin.export.htp.session import RefusedError, htp_session

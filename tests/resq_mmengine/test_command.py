@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from resq_mmengine.command import prepare_config
 from tiny_video import config, make_frames
 
-from resq_plugin.cli.program import main
+from resq_plugin.cli import main
 from resq_plugin.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ from resq_mmengine.config_command import shipped_configs
 from resq_mmengine.zoo import load_config
 
 from resq_plugin import ResQConfig
-from resq_plugin.cli.program import main
+from resq_plugin.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
