@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resq_plugin.calibration import calibrate
+    from resq_plugin.comparison import Comparison, compare
     from resq_plugin.config import CalibrationConfig, PolicyConfig, Precision, ResQConfig, ScheduleConfig
     from resq_plugin.conversion import (
         convert,
@@ -29,11 +30,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CalibrationConfig",
+    "Comparison",
     "PolicyConfig",
     "Precision",
     "ResQConfig",
     "ScheduleConfig",
     "calibrate",
+    "compare",
     "convert",
     "dense_execution",
     "evaluate",
@@ -48,7 +51,7 @@ __all__ = [
     "summarize",
 ]
 
-_ROOMS = ("config", "method", "conversion", "cost", "evaluation", "calibration")
+_ROOMS = ("config", "method", "conversion", "cost", "evaluation", "calibration", "comparison")
 
 
 def __getattr__(name: str) -> Any:

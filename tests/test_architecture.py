@@ -21,6 +21,7 @@ LEVELS = (
     ("conversion", "cost", "evaluation"),
     ("calibration",),
     ("report",),
+    ("comparison",),
     ("export", "demo"),
     ("cli",),
 )

@@ -16,14 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from resq_plugin.demo.data import DemoData, procedural_data, video_data
-from resq_plugin.demo.findings import finding
 from resq_plugin.demo.net import load_demo_net
 from resq_plugin.demo.pictures import draw_figures
 from resq_plugin.demo.result import DemoResult
 from resq_plugin.demo.run import run_demo, steps
 from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.extras import need
-from resq_plugin.report import MissingExtraError, ReportError, describe_machine, rich_table, write_report
+from resq_plugin.report import MissingExtraError, ReportError, describe_machine, finding, rich_table, write_report
 
 __all__ = ["demo_command"]
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from resq_plugin.conversion import evaluating
 from resq_plugin.errors import ExportError
 from resq_plugin.export.caches import CachePlan
-from resq_plugin.export.compare import sampled
+from resq_plugin.export.difference import sampled
 from resq_plugin.method import LayerCache, StreamState, executing, stream
 
 __all__ = ["GOLDEN", "Golden", "caches_of", "golden_clip"]

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from resq_plugin.conversion import evaluating
 from resq_plugin.export.caches import CachePlan
-from resq_plugin.export.compare import sampled
+from resq_plugin.export.difference import sampled
 from resq_plugin.export.grid import Grid
 from resq_plugin.export.numbers import LayerNumbers
 from resq_plugin.export.parts import Part, made_up

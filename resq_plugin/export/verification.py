@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resq_plugin.export.compare import TensorDifference, difference, sampled
+from resq_plugin.export.difference import TensorDifference, difference, sampled
 from resq_plugin.export.golden import GOLDEN, Golden
 from resq_plugin.export.manifest import Manifest
 from resq_plugin.export.parts import PARTS, Cut, Part, cut_graph, read_parts

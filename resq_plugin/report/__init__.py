@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from resq_plugin.errors import MissingExtraError, ReportError
 from resq_plugin.report.figures import Series, accuracy_by_distance, accuracy_over_bops
+from resq_plugin.report.finding import cheapest, finding, level_of
 from resq_plugin.report.html import ReportFigure, write_report
 from resq_plugin.report.images import policy_maps, predictions
 from resq_plugin.report.machine import describe_machine
@@ -19,7 +20,10 @@ __all__ = [
     "Series",
     "accuracy_by_distance",
     "accuracy_over_bops",
+    "cheapest",
     "describe_machine",
+    "finding",
+    "level_of",
     "policy_maps",
     "predictions",
     "rich_table",

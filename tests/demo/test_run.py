@@ -20,12 +20,12 @@ from resq_plugin.cli import main
 from resq_plugin.demo import CLASSES, DemoNet, SceneConfig, generate_clip
 from resq_plugin.demo.command import demo_command
 from resq_plugin.demo.data import DemoData, procedural_data
-from resq_plugin.demo.findings import finding
 from resq_plugin.demo.result import DemoResult
 from resq_plugin.demo.run import SHOWN_LAYER, run_demo, steps
 from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.evaluation.metrics import Agreement, MeanIoU
 from resq_plugin.evaluation.protocol import evaluate, float_predictions
+from resq_plugin.report import finding
 
 CONTRACT = ("scheme", "precision", "interval", "accuracy", "metric", "agreement", "gbops_per_frame", "relative_bops")
 
@@ -256,43 +256,6 @@ def test_unusable_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert error.count("\n") == 1
     assert f"cannot make the folder {tmp_path / 'file'}" in error
     assert "--out" in error
-
-
-def example_rows(**accuracies: float) -> list[dict[str, Any]]:
-    named = {
-        "float": ("float", "float", 1, 16.0),
-        "frame8": ("frame", "W8A8", 1, 1.0),
-        "frame84": ("frame", "W8A4", 1, 0.5),
-        "mixed": ("frame", "W8A8->W4A4", 3, 0.5),
-        "resq": ("resq", "W8A8->W4A4", 3, 0.5),
-        "resq6": ("resq", "W8A8->W4A4", 6, 0.375),
-        "dynamic": ("dynamic", "W8A8->W4A{0,4,8}", 3, 0.41),
-    }
-    rows = []
-    for name, accuracy in accuracies.items():
-        scheme, precision, interval, bops = named[name]
-        values = {"accuracy": accuracy, "metric": "mIoU", "agreement": 99.0, "gbops_per_frame": 9 * bops}
-        rows.append({"scheme": scheme, "precision": precision, "interval": interval, "relative_bops": bops, **values})
-    return rows
-
-
-def test_finding_says_what_the_rows_say() -> None:
-    rows = example_rows(float=80.0, frame8=79.9, frame84=70.0, mixed=60.0, resq=79.2, resq6=78.9, dynamic=79.0)
-    assert finding(rows) == (
-        "To stay within 1 point of float (80.0 % mIoU), of the bit operations of W8A8 frame quantization takes 100 % "
-        "(W8A8), ResQ takes 50 % (W8A8→W4A4, T=3), Dynamic-ResQ takes 41 % (W8A8→W4A{0,4,8}, T=3); with equal bit "
-        "operations (W8A8→W4A4, T=3) ResQ reaches 79.2 % and frame quantization 60.0 %."
-    )
-
-
-def test_finding_does_not_hide_that_resq_loses() -> None:
-    text = finding(example_rows(float=80.0, frame84=79.5, mixed=70.0, resq=50.0, dynamic=40.0))
-    assert "frame quantization takes 50 % (W8A4), ResQ finds no setting, Dynamic-ResQ finds no setting" in text
-    assert "ResQ reaches 50.0 % and frame quantization 70.0 %" in text
-
-
-def test_finding_is_empty_without_resq() -> None:
-    assert finding(example_rows(float=80.0, frame8=79.0)) == ""
 
 
 @pytest.mark.slow

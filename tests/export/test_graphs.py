@@ -17,7 +17,7 @@ from resq_plugin import stream
 from resq_plugin.errors import ExportError
 from resq_plugin.export import OrtStream, export_model, verify
 from resq_plugin.export.caches import plan_caches
-from resq_plugin.export.compare import TensorDifference, difference
+from resq_plugin.export.difference import TensorDifference, difference
 from resq_plugin.export.manifest import Manifest
 from resq_plugin.export.numbers import read_numbers
 from resq_plugin.export.verification import Verification

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from resq_plugin.export.compare import TensorDifference, difference, sampled
+from resq_plugin.export.difference import TensorDifference, difference, sampled
 from resq_plugin.export.golden import GOLDEN, Golden
 from resq_plugin.export.htp.build import FOLDER
 from resq_plugin.export.htp.layers import LayerDifference, compare_layers

@@ -1,0 +1,174 @@
+"""What a comparison found."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from resq_plugin.config import ResQConfig
+from resq_plugin.errors import ConfigError
+from resq_plugin.report import (
+    ReportFigure,
+    Row,
+    Series,
+    accuracy_by_distance,
+    accuracy_over_bops,
+    cheapest,
+    describe_machine,
+    finding,
+    level_of,
+    rich_table,
+    row_label,
+    write_report,
+)
+
+__all__ = ["Comparison"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of accuracy and bit operations, and what can be made of them. Printed, it is a table and a sentence.
+
+    Attributes:
+        rows: one per setting, see `resq_plugin.report.rows`; the first is float.
+        configs: by name of a row (``row["setting"]``), what the model was converted with; None for float.
+        notes: what a reader must know to trust the rows.
+        details: what was measured on, for people.
+        folder: where rows and checkpoints are, if anywhere.
+    """
+
+    rows: Sequence[Row]
+    configs: Mapping[str, ResQConfig | None]
+    notes: Sequence[str] = ()
+    details: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def finding(self) -> str:
+        """What an accuracy near float costs with each scheme, in plain words."""
+        return finding(self.rows)
+
+    def best(self, max_drop: float | None = None) -> Row:
+        """The row with the fewest bit operations that stays near float.
+
+        Args:
+            max_drop: points of accuracy below float; by default those that `finding` speaks of.
+
+        Raises:
+            ConfigError: no row stays that near.
+        """
+        best = float(self.rows[0]["accuracy"])
+        level = level_of(self.rows) if max_drop is None else best - max_drop
+        level = best - 1 if level is None else level
+        found = [row for scheme in ("frame", "resq", "dynamic") if (row := cheapest(self.rows, scheme, level))]
+        if not found:
+            nearest = max((row for row in self.rows[1:]), key=lambda row: float(row["accuracy"]))
+            msg = (
+                f"no setting reaches {level:.1f} % {self.rows[0]['metric']}; the nearest is {row_label(nearest)} with "
+                f"{nearest['accuracy']:.1f} %. Allow a larger max_drop, or add settings."
+            )
+            raise ConfigError(msg)
+        return min(found, key=lambda row: float(row["relative_bops"]))
+
+    def python(self, row: Row) -> str:
+        """The lines that make the model of a row."""
+        config = self.configs[row["setting"]]
+        if config is None:
+            return "# the float model, as it is"
+        lines = [
+            "from resq_plugin import ResQConfig, calibrate, convert, stream",
+            "",
+            f"config = ResQConfig.parse({_arguments(config)})",
+            "model = convert(model.eval(), config)",
+            "calibrate(model, clips)  # clips of consecutive frames: (T, C, H, W) tensors",
+            "with torch.inference_mode(), stream(model) as video:",
+            "    outputs = [video(frame) for frame in frames]",
+        ]
+        return "\n".join(lines)
+
+    def fragment(self, row: Row) -> str:
+        """The lines that bring a row into a config of MMSegmentation or MMPose."""
+        config = self.configs[row["setting"]]
+        if config is None:
+            return "resq = None"
+        hook = "default_hooks = dict(resq=dict(type='resq_mmengine.ResQHook', priority='VERY_HIGH'))"
+        arguments = f"precision={_arguments(config)}"
+        return f"resq = dict({arguments})\n{hook}"
+
+    def table(self, width: int = 80) -> str:
+        """The rows as a table of text."""
+        return _plain(rich_table(self.rows), width)
+
+    def __str__(self) -> str:
+        return "\n".join([self.table(), *filter(None, [self.finding, *self.notes])])
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw accuracy over bit operations.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            ReportError: the file cannot be written.
+        """
+        return accuracy_over_bops(self.rows, Path(path))
+
+    def report(self, path: str | Path, *, title: str = "ResQ on your video") -> Path:
+        """Write one HTML page: sentence, table, figures, settings and machine. Figures lie beside it.
+
+        Raises:
+            MissingExtraError: matplotlib or jinja2 is not installed.
+            ReportError: the file cannot be written.
+        """
+        path = Path(path)
+        figures = [
+            ReportFigure(
+                accuracy_over_bops(self.rows, path.parent / "accuracy_over_bops.png"),
+                "Accuracy over bit operations",
+                "Up and to the left is better; T is the interval, τ the threshold.",
+            )
+        ]
+        longest = max(row["interval"] for row in self.rows)
+        curves = [
+            Series(row_label(row), row["scheme"], [_nan(value) for value in row["agreement_by_distance"]])
+            for row in self.rows
+            if row["interval"] == longest > 1
+        ]
+        if curves:
+            name, title_of = path.parent / "agreement_by_distance.png", "Agreement with float, by distance"
+            drawn = accuracy_by_distance(curves, name, metric="agreement", title=title_of)
+            figures.append(ReportFigure(drawn, title_of, "How far a keyframe carries."))
+        details = {"Run": self.details, "Machine": describe_machine()}
+        summary = " ".join(filter(None, [self.finding, *self.notes]))
+        return write_report(path, title, self.rows, figures, details, summary=summary)
+
+
+def _arguments(config: ResQConfig) -> str:
+    """Notation and every setting that is not the default, as Python writes them."""
+    values, default = config.to_dict(), ResQConfig.parse(config.notation).to_dict()
+    changed = {key: value for key, value in values.items() if value != default[key] or key == "interval"}
+    if config.residual is None:
+        changed.pop("interval", None)
+    parts = [repr(config.notation)]
+    parts += [f"{key}={_difference(value, default[key])!r}" for key, value in changed.items()]
+    return ", ".join(parts)
+
+
+def _difference(value: Any, default: Any) -> Any:
+    """Of a section, the settings that differ."""
+    if not isinstance(value, dict) or not isinstance(default, dict):
+        return value
+    return {name: item for name, item in value.items() if item != default.get(name)}
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _plain(renderable: Any, width: int) -> str:
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None).print(renderable)
+    return buffer.getvalue().rstrip("\n")

@@ -1,0 +1,130 @@
+"""What a sweep runs: notations and configurations, at every interval and threshold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from resq_plugin.config import ResQConfig
+from resq_plugin.errors import ConfigError
+
+__all__ = ["DEFAULT_SETTINGS", "Setting", "expand"]
+
+DEFAULT_SETTINGS = (
+    "W8A8",
+    "W4A8",
+    "W8A4",
+    "W4A4",
+    "W8A8->W8A4",
+    "W8A8->W4A4",
+    "W8A8->W8A{0,4,8}",
+    "W8A8->W4A{0,4,8}",
+)
+"""Frame quantization, ResQ and Dynamic-ResQ of the paper's precisions."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a comparison.
+
+    Attributes:
+        config: what the model is converted with; None is the float model.
+    """
+
+    config: ResQConfig | None = None
+
+    @property
+    def scheme(self) -> str:
+        """``float``, ``frame``, ``resq`` or ``dynamic``."""
+        if self.config is None:
+            return "float"
+        if self.config.residual is None:
+            return "frame"
+        return "dynamic" if self.config.residual.is_dynamic else "resq"
+
+    @property
+    def interval(self) -> int:
+        """T; 1 where every frame is run alike."""
+        return 1 if self.config is None or self.config.residual is None else self.config.interval
+
+    @property
+    def threshold(self) -> float | None:
+        """τ of a dynamic pool."""
+        return self.config.policy.threshold if self.config is not None and self.scheme == "dynamic" else None
+
+    @property
+    def precision(self) -> str:
+        """The paper's notation."""
+        return "W32A32" if self.config is None else self.config.notation
+
+    def __str__(self) -> str:
+        parts = [self.precision.replace("->", "→") if self.config is not None else "float"]
+        parts += [f"T={self.interval}"] if self.interval > 1 else []
+        parts += [f"τ={self.threshold:g}"] if self.threshold is not None else []
+        return ", ".join(parts)
+
+    @property
+    def slug(self) -> str:
+        """Name of a file of this setting."""
+        text = re.sub(r"[^A-Za-z0-9.]+", "-", self.precision.replace("{", "_").replace("}", "")).strip("-").lower()
+        text += f"-t{self.interval}" if self.interval > 1 else ""
+        return text + (f"-tau{self.threshold:g}" if self.threshold is not None else "")
+
+
+def expand(
+    settings: Sequence[str | ResQConfig],
+    intervals: Sequence[int] = (3,),
+    thresholds: Sequence[float] = (0.1,),
+    **common: Any,
+) -> list[Setting]:
+    """Return the float setting and then every setting once, in the order given.
+
+    Args:
+        settings: the paper's notation, which runs at every interval and threshold that it has a use for; or
+            configurations, which run as they are.
+        intervals: T of the notations with residual frames.
+        thresholds: τ of the notations with a dynamic pool.
+        common: further fields of `ResQConfig` for the notations, e.g. ``weights="channel"``.
+
+    >>> [str(setting) for setting in expand(["W8A8", "W8A8->W4A4", "W8A8->W4A{0,4}"], (2, 3), (0.1,))]
+    ['float', 'W8A8', 'W8A8→W4A4, T=2', 'W8A8→W4A4, T=3', 'W8A8→W4A{0,4}, T=2, τ=0.1', 'W8A8→W4A{0,4}, T=3, τ=0.1']
+
+    Raises:
+        ConfigError: there is no setting, interval or threshold, or one is impossible.
+    """
+    if isinstance(settings, (str, ResQConfig)):
+        settings = [settings]
+    for key, values in (("settings", settings), ("intervals", intervals), ("thresholds", thresholds)):
+        if not isinstance(values, (list, tuple)) or not values:
+            msg = f"{key}={values!r} is not allowed; write a list of at least one, e.g. {_EXAMPLES[key]}."
+            raise ConfigError(msg)
+    found = dict.fromkeys(
+        Setting(config) for item in settings for config in _configs(item, intervals, thresholds, common)
+    )
+    return [Setting(), *found]
+
+
+_EXAMPLES = {
+    "settings": "settings=['W8A8', 'W8A8->W4A4']",
+    "intervals": "intervals=[3]",
+    "thresholds": "thresholds=[0.1]",
+}
+
+
+def _configs(
+    item: str | ResQConfig, intervals: Sequence[int], thresholds: Sequence[float], common: dict[str, Any]
+) -> Iterator[ResQConfig]:
+    if isinstance(item, ResQConfig):
+        yield item
+        return
+    base = ResQConfig.parse(item, **common)
+    if base.residual is None:
+        yield base.replace(interval=1)
+        return
+    policy = dict(common.get("policy") or {}) if isinstance(common.get("policy"), dict) else {}
+    for interval in intervals:
+        for threshold in thresholds if base.residual.is_dynamic else (None,):
+            changes = {} if threshold is None else {"policy": {**policy, "threshold": threshold}}
+            yield base.replace(interval=interval, **changes)

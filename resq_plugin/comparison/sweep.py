@@ -1,0 +1,299 @@
+"""The sweep: every setting on the same frames, one row each."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from resq_plugin.calibration import calibrate
+from resq_plugin.comparison.journal import Journal, fingerprint
+from resq_plugin.comparison.result import Comparison
+from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, expand
+from resq_plugin.comparison.videos import Videos, identical, split_videos
+from resq_plugin.config import CalibrationConfig, ResQConfig
+from resq_plugin.conversion import convert, evaluating, revert, save_checkpoint
+from resq_plugin.cost import Cost, measure_cost
+from resq_plugin.errors import ConfigError, ConversionError
+from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, Metric, evaluate
+from resq_plugin.method import ResidualLayer
+
+__all__ = ["compare"]
+
+logger = logging.getLogger(__name__)
+
+Predict = Callable[[Any], Tensor]
+
+
+def compare(
+    model: nn.Module,
+    frames: Any,
+    settings: Sequence[str | ResQConfig] = DEFAULT_SETTINGS,
+    *,
+    intervals: Sequence[int] = (3,),
+    thresholds: Sequence[float] = (0.1,),
+    labels: Any = None,
+    metric: tuple[str, Callable[[], Metric]] | None = None,
+    predict: Predict | None = None,
+    agreement: Callable[[], Metric] = Agreement,
+    calibration: float | Sequence[Any] = 0.25,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    **common: Any,
+) -> Comparison:
+    """Run a float model in many settings on the same frames and put accuracy beside bit operations.
+
+    Accuracy is agreement with the float model where there are no labels. Every setting is converted, calibrated,
+    measured by the paper's protocol (§5: every T-th frame a keyframe, mean over the positions in the interval) and
+    reverted; the model is given back as it was.
+
+    Args:
+        model: a float model in evaluation mode; ``model(frame)`` runs one frame.
+        frames: one video, (T, C, H, W) or a sequence of frames (1, C, H, W) such as `resq_plugin.video.read` returns,
+            or a list of videos; normalised as the model was trained.
+        settings: the paper's notations, each run at every interval and threshold it has a use for, or configurations.
+        intervals: T of the notations with residual frames.
+        thresholds: τ of the notations with a dynamic pool.
+        labels: per frame of ``frames`` what is right, or None where nobody knows; or no labels at all.
+        metric: name and maker of the metric of the labels; mean IoU over the channels of the output unless given.
+        predict: model output to what is compared, such as labels (N, H, W); the highest channel of the first tensor
+            of the output unless given.
+        agreement: maker of the metric of predictions against those of the float model, in percent.
+        calibration: share of the first frames of each video that ranges are found on and that are not measured; or
+            clips of other videos.
+        folder: where rows are kept as they are measured, with a checkpoint of every setting; a killed sweep goes on
+            there, and one of another model or other frames is refused.
+        progress: show a progress bar.
+        common: further fields of `ResQConfig` for the notations, e.g. ``weights="channel"``.
+
+    Returns:
+        A `Comparison`: rows, a sentence, a table, figures and a report.
+
+    Raises:
+        ConfigError: settings or frames that cannot be compared.
+        ConversionError: the model is converted already, or has nothing to convert.
+        ReportError: the folder holds another comparison or cannot be written.
+    """
+    if any(isinstance(module, ResidualLayer) for module in model.modules()):
+        msg = "compare takes the float model; call resq_plugin.revert(model) before it."
+        raise ConversionError(msg)
+    plan = expand(settings, intervals, thresholds, **common)
+    longest = max(setting.interval for setting in plan)
+    samples = max((item.config.calibration for item in plan if item.config), key=lambda c: c.samples).samples
+    videos = split_videos(frames, labels, calibration, longest, samples)
+    sweep = _Sweep(model, videos, predict, metric, agreement, None if folder is None else Path(folder), progress)
+    return sweep.run(plan)
+
+
+class _Sweep:
+    """One model and its videos; settings come one after another."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        videos: Videos,
+        predict: Predict | None,
+        metric: tuple[str, Callable[[], Metric]] | None,
+        agreement: Callable[[], Metric],
+        folder: Path | None,
+        progress: bool,
+    ) -> None:
+        self.model, self.videos, self.folder, self.progress = model, videos, folder, progress
+        self.first = videos.measured[0][0]
+        with evaluating(model), torch.no_grad():
+            output = model(self.first)
+        self.predict = predict or _default_predict(output)
+        probe: object = self.predict(output)
+        if not isinstance(probe, Tensor):
+            msg = f"predict made a {type(probe).__name__} of the model's output; it must return a tensor."
+            raise ConfigError(msg)
+        self.metrics: dict[str, Callable[[], Metric]] = {"agreement": agreement}
+        if videos.labels is not None:
+            name, make = metric or ("mIoU", _mean_iou(output))
+            self.metrics[name] = make
+        self.accuracy = next(reversed(self.metrics))
+        mark = fingerprint(
+            model,
+            self.first,
+            frames=[len(video) for video in videos.measured],
+            clips=[len(clip) for clip in videos.calibration],
+            metric=self.accuracy,
+        )
+        self.journal = Journal(folder, mark)
+        self.base = measure_cost(model, videos.shape, ResQConfig.parse("W8A8")).bops_per_frame
+        self.notes: list[str] = []
+
+    def run(self, plan: Sequence[Setting]) -> Comparison:
+        todo = [setting for setting in plan if _key(setting) not in self.journal.rows]
+        if len(todo) < len(plan):
+            logger.info("%d of %d rows are there already", len(plan) - len(todo), len(plan))
+        clip_frames = min(sum(len(clip) for clip in self.videos.calibration), 2 * CalibrationConfig().samples)
+        total = self.videos.frames * (1 + sum(s.config is not None for s in todo))
+        total += clip_frames * sum(s.config is not None for s in todo)
+        with (
+            evaluating(self.model),
+            tqdm(total=total, unit="frame", disable=not self.progress, dynamic_ncols=True) as bar,
+        ):
+            self.bar = bar
+            if todo:
+                self._float()
+            for setting in todo:
+                bar.set_description(str(setting))
+                self._measure(setting)
+        rows = [self.journal.rows[_key(setting)] for setting in plan]
+        details = {
+            "Frames": f"{self.videos.description}, {' × '.join(map(str, self.videos.shape[2:]))} pixels",
+            "Truth": "labels" if self.videos.labels is not None else "the float model's own predictions",
+            "Protocol": "every T-th frame is a keyframe; accuracy is the mean over the positions in the interval",
+        }
+        configs = {_key(setting): setting.config for setting in plan}
+        comparison = Comparison(tuple(rows), configs, tuple(self.notes), details, self.folder)
+        self.journal.write(finding=comparison.finding, notes=self.notes)
+        return comparison
+
+    def _counted(self, output: Any) -> Tensor:
+        self.bar.update()
+        return self.predict(output)
+
+    @torch.no_grad()
+    def _float(self) -> None:
+        """Predictions of the float model: what agreement is with."""
+        self.bar.set_description("float")
+        predictions = []
+        for video in self.videos.measured:
+            predictions.append([_small(self._counted(self.model(frame))) for frame in video])
+        if identical(predictions):
+            self.notes.append(
+                "The float model predicts one and the same value everywhere, so that agreement with it says nothing; "
+                "look at the frames and their normalization."
+            )
+        self.targets: dict[str, Any] = {"agreement": predictions}
+        if self.videos.labels is not None:
+            self.targets[self.accuracy] = self.videos.labels
+
+    def _measure(self, setting: Setting) -> None:
+        if setting.config is None:
+            self._add(setting, self._score_float(), measure_cost(self.model, self.videos.shape))
+            return
+        convert(self.model, setting.config, example=self.first)
+        try:
+            calibrate(self.model, self.videos.calibration, run=self._run)
+            found = evaluate(
+                self.model,
+                self.videos.measured,
+                self.targets,
+                self.metrics,
+                predict=self._counted,
+                interval=setting.interval,
+            )
+            cost = measure_cost(self.model, self.videos.shape, shares=found.bit_shares)
+            if self.folder is not None:
+                save_checkpoint(self.model, self.folder / "checkpoints" / f"{setting.slug}.pth")
+        finally:
+            revert(self.model)
+        self._add(setting, found, cost)
+
+    def _run(self, frame: Tensor) -> Any:
+        self.bar.update()
+        return self.model(frame)
+
+    def _score_float(self) -> Evaluation:
+        """The float model against itself and the labels."""
+        found = {}
+        for name, make in self.metrics.items():
+            metric = make()
+            for index, video in enumerate(self.targets["agreement"]):
+                for time, prediction in enumerate(video):
+                    target = self.targets[name][index][time]
+                    if target is not None:
+                        metric.update(prediction, target)
+            found[name] = (metric.compute(),)
+        return Evaluation(found)
+
+    def _add(self, setting: Setting, found: Evaluation, cost: Cost) -> None:
+        row = {
+            "scheme": setting.scheme,
+            "precision": setting.precision,
+            "interval": setting.interval,
+            "threshold": setting.threshold,
+            "weights": setting.config.weights if setting.config else "",
+            "reference": setting.config.reference if setting.config else "",
+            "accuracy": found.mean(self.accuracy),
+            "metric": self.accuracy,
+            "agreement": found.mean("agreement"),
+            "gbops_per_frame": cost.bops_per_frame / 1e9,
+            "relative_bops": cost.bops_per_frame / self.base,
+            "by_distance": _known(found.by_distance[self.accuracy]),
+            "agreement_by_distance": _known(found.by_distance["agreement"]),
+            "gbops_peak": cost.peak_bops / 1e9,
+            "state_megabytes": cost.state_bytes / 1e6,
+            "config": setting.config.to_dict() if setting.config else None,
+        }
+        self.journal.add(_key(setting), row)
+
+
+def _key(setting: Setting) -> str:
+    """Name of a row that no other setting has."""
+    if setting.config is None:
+        return "float"
+    values = setting.config.to_dict()
+    default = ResQConfig.parse(setting.config.notation, interval=setting.config.interval).to_dict()
+    changed = {key: value for key, value in values.items() if value != default[key] and key != "policy"}
+    if setting.threshold is not None:
+        changed |= {
+            key: v for key, v in values["policy"].items() if v != default["policy"][key] and key != "threshold"
+        }
+    return str(setting) + (f" {changed}" if changed else "")
+
+
+def _known(values: Sequence[float]) -> list[float | None]:
+    """For JSON, which has no NaN: None at a position that never ran."""
+    return [None if math.isnan(value) else value for value in values]
+
+
+def _small(prediction: Tensor) -> Tensor:
+    """Labels in a byte each where they fit, because those of every frame are kept."""
+    if prediction.is_floating_point() or prediction.dtype == torch.bool or not prediction.numel():
+        return prediction.cpu()
+    low, high = int(prediction.min()), int(prediction.max())
+    return prediction.to(torch.uint8 if low >= 0 and high < 256 else prediction.dtype).cpu()
+
+
+def _default_predict(output: Any) -> Predict:
+    """The class of every pixel, or what is integer already."""
+
+    def predict(output: Any) -> Tensor:
+        tensor = _first_tensor(output)
+        return tensor if not tensor.is_floating_point() else tensor.argmax(1)
+
+    tensor = _first_tensor(output)
+    if tensor.is_floating_point() and (tensor.dim() < 2 or tensor.shape[1] < 2):
+        msg = (
+            f"the model's output has shape {tuple(tensor.shape)}, in which no channel dimension tells classes; say "
+            "what to compare: predict=lambda output: ... (a tensor)."
+        )
+        raise ConfigError(msg)
+    return predict
+
+
+def _first_tensor(output: Any) -> Tensor:
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            return leaf
+    msg = (
+        f"the model returns a {type(output).__name__} without a tensor; say what to compare: "
+        "predict=lambda output: ... (a tensor)."
+    )
+    raise ConfigError(msg)
+
+
+def _mean_iou(output: Any) -> Callable[[], Metric]:
+    channels = _first_tensor(output).shape[1]
+    return lambda: MeanIoU(channels)

@@ -1,0 +1,328 @@
+"""`compare`: every row equals what a user gets by hand, and a sweep loses nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import seeded
+from torch import Tensor, nn
+
+from resq_plugin import ResQConfig, calibrate, compare, convert, load_checkpoint, measure_cost, stream
+from resq_plugin.comparison import expand
+from resq_plugin.conversion import checkpoint_config
+from resq_plugin.errors import ConfigError, ConversionError, ReportError
+from resq_plugin.evaluation import Agreement, MeanIoU, evaluate
+
+SHAPE = (1, 3, 12, 16)
+
+
+class Net(nn.Sequential):
+    """A foldable batch norm, in-place ReLU, four classes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 1)
+        )
+
+
+def network() -> nn.Module:
+    return seeded(Net, 3)
+
+
+def film(frames: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(1, 3, 12, 16, generator=generator)
+    steps = 0.1 * torch.randn(frames, 3, 12, 16, generator=generator)
+    return start + steps.cumsum(0)
+
+
+SETTINGS = ["W8A8", "W8A8->W4A4", "W8A8->W4A{0,4,8}"]
+COMMON: dict[str, Any] = {"calibration": 0.25, "progress": False}
+
+
+def by_hand(config: ResQConfig, frames: list[Tensor], first: int) -> tuple[tuple[float, ...], float]:
+    """Agreement by position and BOPs of one setting, without the sweep."""
+    net = network()
+    with torch.no_grad():
+        targets = [[net(frame).argmax(1) for frame in frames[first:]]]
+    convert(net, config, example=frames[first])
+    length = max(config.interval, 2) if config.residual else 3
+    clips = [frames[start : min(start + 3, first)] for start in range(0, first - 1, 3)]
+    assert length <= 3
+    calibrate(net, clips)
+    found = evaluate(
+        net, [frames[first:]], {"agreement": targets}, {"agreement": Agreement}, predict=lambda z: z.argmax(1)
+    )
+    return found.by_distance["agreement"], measure_cost(net, SHAPE, shares=found.bit_shares).bops_per_frame
+
+
+def test_rows_are_what_a_user_gets_by_hand() -> None:
+    frames = list(film(24).unsqueeze(1))
+    found = compare(network(), film(24), SETTINGS, **COMMON)
+    assert [row["scheme"] for row in found.rows] == ["float", "frame", "resq", "dynamic"]
+    assert found.rows[0]["agreement"] == found.rows[0]["accuracy"] == 100.0
+    for row, text in zip(found.rows[1:], SETTINGS, strict=True):
+        config = ResQConfig.parse(text, interval=1 if "->" not in text else 3)
+        agreement, bops = by_hand(config, frames, 6)
+        assert row["by_distance"] == list(agreement)
+        assert row["accuracy"] == pytest.approx(sum(agreement) / len(agreement), abs=1e-9)
+        assert row["gbops_per_frame"] == pytest.approx(bops / 1e9, rel=1e-12)
+    assert found.rows[1]["relative_bops"] == 1.0
+    assert found.rows[2]["relative_bops"] == pytest.approx((64 + 2 * 16) / 3 / 64)
+
+
+def test_the_model_is_given_back_as_it_was() -> None:
+    net = network().train()
+    before, flags = copy.deepcopy(net.state_dict()), [module.training for module in net.modules()]
+    compare(net, film(20), SETTINGS, **COMMON)
+    assert [type(module) for module in net] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert [module.training for module in net.modules()] == flags
+
+
+def test_the_model_is_given_back_after_an_error() -> None:
+    net = network()
+
+    def break_down(output: Tensor) -> Tensor:
+        if any("ResQ" in type(module).__name__ for module in net.modules()):
+            raise KeyboardInterrupt
+        return output.argmax(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(net, film(20), SETTINGS, predict=break_down, **COMMON)
+    assert [type(module) for module in net] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
+
+
+@pytest.mark.parametrize("form", ["tensor", "frames", "videos", "five dimensions"])
+def test_frames_may_come_in_any_of_these_forms(form: str) -> None:
+    video = film(20)
+    frames: Any = {
+        "tensor": video,
+        "frames": list(video.unsqueeze(1)),
+        "videos": [list(video.unsqueeze(1))],
+        "five dimensions": video.unsqueeze(0),
+    }[form]
+    rows = compare(network(), frames, ["W8A8->W4A4"], **COMMON).rows
+    assert rows == compare(network(), video, ["W8A8->W4A4"], **COMMON).rows
+
+
+def test_labels_are_what_accuracy_is_of_and_agreement_stays() -> None:
+    video = film(24)
+    with torch.no_grad():
+        labels: list[Tensor | None] = [network()(frame[None]).argmax(1) for frame in video]
+    labels[7] = None
+    found = compare(network(), video, ["W8A8->W4A4"], labels=labels, **COMMON)
+    assert {row["metric"] for row in found.rows} == {"mIoU"}
+    assert found.rows[0]["accuracy"] == 100.0
+    assert 0 < found.rows[1]["accuracy"] < 100
+    named = compare(network(), video, ["W8A8->W4A4"], labels=labels, metric=("IoU of 4", lambda: MeanIoU(4)), **COMMON)
+    assert named.rows[1]["metric"] == "IoU of 4"
+    assert named.rows[1]["accuracy"] == found.rows[1]["accuracy"]
+
+
+def test_other_clips_may_calibrate_and_then_all_frames_are_measured() -> None:
+    clips = [film(3, seed) for seed in (1, 2)]
+    found = compare(network(), film(9), ["W8A8->W4A4"], calibration=clips, progress=False)
+    assert "9 frames" in str(found.details) or "other clips" in str(found.details)
+    net = network()
+    convert(net, ResQConfig.parse("W8A8->W4A4"), example=film(9)[:1])
+    calibrate(net, clips)
+    frames = list(film(9).unsqueeze(1))
+    with torch.no_grad():
+        targets = [[network()(frame).argmax(1) for frame in frames]]
+        by_distance = evaluate(
+            net, [frames], {"a": targets}, {"a": Agreement}, predict=lambda z: z.argmax(1)
+        ).by_distance["a"]
+    assert found.rows[1]["by_distance"] == list(by_distance)
+
+
+class Counting(nn.Sequential):
+    """Counts its calls, and stops at one of them if told so."""
+
+    calls = 0
+    limit: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).calls += 1
+        if self.limit is not None and self.calls > self.limit:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
+    monkeypatch.setattr(Counting, "calls", 0)
+    monkeypatch.setattr(Counting, "limit", None)
+    return Counting
+
+
+def test_a_killed_sweep_goes_on_where_it_was(
+    tmp_path: Path, counting: type[Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare(network(), film(24), SETTINGS, folder=tmp_path / "whole", **COMMON)
+    monkeypatch.setattr(counting, "limit", 110)
+    with pytest.raises(KeyboardInterrupt):
+        compare(counting(*network()).eval(), film(24), SETTINGS, folder=tmp_path / "killed", **COMMON)
+    done = json.loads((tmp_path / "killed" / "rows.json").read_text())["rows"]
+    assert 2 <= len(done) < len(whole.rows)
+    assert done == [dict(row) for row in whole.rows[: len(done)]]
+    monkeypatch.setattr(counting, "limit", None)
+    resumed = compare(counting(*network()).eval(), film(24), SETTINGS, folder=tmp_path / "killed", **COMMON)
+    assert resumed.rows == whole.rows
+    counting.calls = 0
+    compare(counting(*network()).eval(), film(24), SETTINGS, folder=tmp_path / "killed", **COMMON)
+    assert counting.calls <= 3  # nothing is measured again
+
+
+def test_another_sweep_in_the_folder_is_refused(tmp_path: Path) -> None:
+    compare(network(), film(20), ["W8A8"], folder=tmp_path, **COMMON)
+    with pytest.raises(ReportError, match=r"rows.json is of another comparison: .* Name another folder"):
+        compare(network(), film(20, seed=5), ["W8A8"], folder=tmp_path, **COMMON)
+    net = network()
+    with torch.no_grad():
+        net[0].weight.mul_(1.01)
+    with pytest.raises(ReportError, match="of another comparison"):
+        compare(net, film(20), ["W8A8"], folder=tmp_path, **COMMON)
+    (tmp_path / "rows.json").write_text("{")
+    with pytest.raises(ReportError, match="holds no rows of a comparison"):
+        compare(network(), film(20), ["W8A8"], folder=tmp_path, **COMMON)
+
+
+def test_checkpoints_of_rows_load_into_their_models(tmp_path: Path) -> None:
+    frames = film(20)
+    found = compare(network(), frames, SETTINGS, folder=tmp_path, **COMMON)
+    for row in found.rows[1:]:
+        path = tmp_path / "checkpoints" / f"{expand([found.configs[row['setting']]])[1].slug}.pth"
+        config = checkpoint_config(path)
+        net = convert(network(), config)
+        load_checkpoint(net, path)
+        with torch.no_grad(), stream(net) as video:
+            outputs = [video(frame[None]).argmax(1) for frame in frames[5:]]
+        with torch.no_grad():
+            targets = [network()(frame[None]).argmax(1) for frame in frames[5:]]
+        equal = [float((a == b).double().mean()) for a, b in zip(outputs, targets, strict=True)]
+        by_position = [100 * sum(equal[t :: row["interval"]]) / len(equal[t :: row["interval"]]) for t in range(1)]
+        assert by_position[0] == pytest.approx(row["by_distance"][0])
+
+
+# --- what a result can do -----------------------------------------------------------------------------------------
+
+
+def test_a_result_prints_as_a_table_and_a_sentence_of_80_columns() -> None:
+    found = compare(network(), film(24), SETTINGS, **COMMON)
+    lines = found.table().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("W8A8→W4A4" in line for line in lines) == 1
+    assert str(found).endswith(found.finding)
+
+
+def test_python_lines_of_a_row_run_and_give_its_model() -> None:
+    frames = list(film(24).unsqueeze(1))
+    found = compare(network(), film(24), ["W8A8->W4A{0,4}"], intervals=[2], thresholds=[0.2], **COMMON)
+    code = found.python(found.rows[1])
+    assert "ResQConfig.parse('W8A8->W4A{0,4}', interval=2, policy={'threshold': 0.2})" in code
+    clips = [frames[start : min(start + 2, 6)] for start in range(0, 5, 2)]
+    space: dict[str, Any] = {"model": network(), "clips": clips, "frames": frames[6:]}
+    exec("import torch\n" + code, space)
+    with torch.no_grad():
+        targets = [network()(frame).argmax(1) for frame in frames[6:]]
+    equal = [
+        float((output.argmax(1) == target).double().mean())
+        for output, target in zip(space["outputs"], targets, strict=True)
+    ]
+    expected = [100 * sum(equal[t::2]) / len(equal[t::2]) for t in range(2)]
+    assert found.rows[1]["by_distance"] == pytest.approx(expected)
+    assert found.fragment(found.rows[1]).startswith("resq = dict(precision='W8A8->W4A{0,4}', interval=2, policy=")
+
+
+def test_best_is_the_cheapest_within_the_drop() -> None:
+    found = compare(network(), film(24), SETTINGS, **COMMON)
+    best = found.best(max_drop=100.0)
+    assert best["relative_bops"] == min(row["relative_bops"] for row in found.rows)
+    with pytest.raises(ConfigError, match=r"no setting reaches 101.0 % agreement; the nearest is"):
+        found.best(max_drop=-1.0)
+
+
+def test_a_report_and_a_figure_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found = compare(network(), film(24), SETTINGS, **COMMON)
+    assert found.plot(tmp_path / "plot.png").is_file()
+    html = found.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert found.finding.split(":")[0] in html
+    assert "agreement" in html
+
+
+# --- messages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": []}, r"settings=\[\] is not allowed; write a list of at least one"),
+        ({"settings": ["W8A8=>W4A4"]}, r"cannot read the precision 'W8A8=>W4A4'"),
+        ({"intervals": [0]}, r"interval=0 is not allowed"),
+        ({"intervals": []}, r"intervals=\[\] is not allowed"),
+        ({"intervals": [40]}, r"T = 40 is longer than the longest video, which has 18 frames to measure"),
+        ({"calibration": 1.5}, r"calibration=1.5 is not allowed; write a share of the frames such as 0.25, or clips"),
+        ({"frames": film(5)}, r"video 0 has 5 frames, of which 1 would calibrate"),
+        ({"frames": torch.zeros(3, 12, 16)}, r"frames have shape \(3, 12, 16\); a video is \(T, C, H, W\)"),
+        ({"frames": iter(film(5))}, r"frames are a [a-z_]*iterator; they are run once per setting"),
+        ({"frames": [[film(5)] * 20]}, r"has shape \(5, 3, 12, 16\); a frame is \(1, C, H, W\): write list\(clip"),
+        ({"frames": [list(film(20))]}, r"has shape \(3, 12, 16\); .* write frame.unsqueeze\(0\)"),
+        (
+            {"frames": [[f[None].byte() for f in film(20)]]},
+            r"is uint8; a model takes normalised floating-point frames",
+        ),
+        ({"frames": []}, r"there is no frame to compare on"),
+        ({"labels": [None] * 3}, r"there are \[3\] labels for videos of \[24\] frames"),
+        ({"predict": lambda z: None}, r"predict made a NoneType of the model's output; it must return a tensor"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"frames": film(24), "settings": ["W8A8->W4A4"], **COMMON, **changes}
+    with pytest.raises(ConfigError, match=message):
+        compare(network(), **arguments)
+
+
+def test_a_converted_model_is_refused() -> None:
+    with pytest.raises(ConversionError, match=r"compare takes the float model; call resq_plugin.revert"):
+        compare(convert(network(), "W8A8"), film(20), **COMMON)
+
+
+def test_an_output_without_classes_asks_for_predict() -> None:
+    with pytest.raises(ConfigError, match=r"has shape \(1, 1, 12, 16\), in which no channel dimension .* predict="):
+        compare(nn.Sequential(nn.Conv2d(3, 1, 1)).eval(), film(20), **COMMON)
+
+
+def test_a_constant_output_is_told() -> None:
+    net = network()
+    with torch.no_grad():
+        net[3].bias.add_(torch.tensor([100.0, 0, 0, 0]))
+    found = compare(net, film(20), ["W8A8"], **COMMON)
+    assert any("predicts one and the same value everywhere" in note for note in found.notes)
+    assert not compare(network(), film(20), ["W8A8"], **COMMON).notes
+
+
+def test_pixels_that_nobody_normalised_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        compare(network(), (40 * film(20) + 128).clamp(0, 255), ["W8A8"], **COMMON)
+    assert "like pixels of 0 ... 255 that nobody normalised" in caplog.text
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    compare(network(), film(20), SETTINGS, folder=tmp_path, **COMMON)
+    values = json.loads((tmp_path / "rows.json").read_text(), parse_constant=lambda name: math.nan)
+    assert "NaN" not in (tmp_path / "rows.json").read_text()
+    assert [row["setting"] for row in values["rows"]] == [
+        "float",
+        "W8A8",
+        "W8A8→W4A4, T=3",
+        "W8A8→W4A{0,4,8}, T=3, τ=0.1",
+    ]
