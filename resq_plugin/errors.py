@@ -16,6 +16,7 @@ __all__ = [
     "ReportError",
     "ResQError",
     "StreamError",
+    "VideoError",
     "nearest",
 ]
 
@@ -58,6 +59,10 @@ class MissingExtraError(ResQError, ImportError):
 
 class ReportError(ResQError, ValueError):
     """A figure or report cannot be made of these values, or not be written there."""
+
+
+class VideoError(ResQError, ValueError):
+    """A video file, a folder of frames or a camera cannot be read, or holds something else."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from resq_plugin.demo.video import from_rgb
-from resq_plugin.errors import ResQError
+from resq_plugin.errors import VideoError
 from resq_plugin.extras import need
+from resq_plugin.video import VideoFile
 
 __all__ = ["VideoError", "decode_video", "fitting_size"]
+
+logger = logging.getLogger(__name__)
 
 SHORT_SIDE = 128
 LONGEST_SIDE = 384
 _STEP = 8
-
-
-class VideoError(ResQError, ValueError):
-    """A file holds no video that the demo can use."""
+_TAKEN = "--video takes a video file such as an .mp4, of at least two frames."
 
 
 def decode_video(path: Path, frames: int) -> Tensor:
-    """Decode the first frames of a video.
+    """Decode the first frames of a video, as a player shows them.
 
     Args:
-        path: any file that FFmpeg reads.
+        path: any file that FFmpeg reads; of one that breaks off the beginning is taken, with a warning.
         frames: decode at most so many.
 
     Returns:
@@ -36,35 +38,23 @@ def decode_video(path: Path, frames: int) -> Tensor:
         VideoError: there is no such file, it holds no video, is damaged at its start, or has fewer than two frames.
         MissingExtraError: PyAV is not installed.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        msg = f"{path} {what}; --video takes a video file such as an .mp4 of at least two frames."
+    need("av")  # names the extra of the whole demo
+    video = VideoFile(path, partial=True, advice=_TAKEN)
+    if len(video) < 2:
+        msg = f"{path} has {len(video)} frame(s); residuals need at least two, so --video takes a longer one."
         raise VideoError(msg)
-    av = need("av")
-    images: list[Tensor] = []
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                found = ", ".join(stream.type for stream in container.streams) or "nothing"
-                msg = f"{path} has no video stream, only {found}; --video takes a file with pictures, e.g. an .mp4."
-                raise VideoError(msg)
-            for frame in container.decode(video=0):
-                width, height = fitting_size(frame.width, frame.height)
-                # Every frame in the size of the first: a resolution may change in the middle of a file.
-                height, width = images[0].shape[:2] if images else (height, width)
-                rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-                images.append(torch.from_numpy(rgb.to_ndarray()))
-                if len(images) == frames:
-                    break
-    except (av.FFmpegError, OSError) as error:
-        # A file that breaks off still has its beginning.
-        if len(images) < 2:
-            msg = f"{path} cannot be decoded ({error}); --video takes a video file that FFmpeg plays, e.g. an .mp4."
-            raise VideoError(msg) from error
-    if len(images) < 2:
-        msg = f"{path} has {len(images)} frame(s); residuals need at least two, so --video takes a longer one."
-        raise VideoError(msg)
-    return from_rgb(torch.stack(images).permute(0, 3, 1, 2).contiguous())
+    if video.broken and frames > len(video):
+        logger.warning("%s %s Its beginning is used.", path, video.broken)
+    height, width = video[0].shape[:2]
+    size = fitting_size(width, height)[::-1]
+    images = [_shrink(torch.from_numpy(video[index]), size) for index in range(min(frames, len(video)))]
+    return from_rgb(torch.cat(images))
+
+
+def _shrink(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize an image (H, W, 3), uint8, to one of (1, 3, *size), uint8."""
+    resized = F.interpolate(image.permute(2, 0, 1)[None].float(), size, mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
 def fitting_size(width: int, height: int) -> tuple[int, int]:
