@@ -1,4 +1,4 @@
-"""Packages of an extra (``report``, ``export``, ``htp``), loaded when they are first needed."""
+"""Packages of an extra (``video``, ``report``, ``export``, ``htp``), loaded when they are first needed."""
 
 from __future__ import annotations
 

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 import random
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import LoadAnnotations
 from mmengine.dataset import Compose
+from PIL import Image
 
-from resq_plugin.errors import ConfigError, ResQError
+from resq_plugin.errors import ConfigError, ResQError, VideoError
+from resq_plugin.video import natural_key
 
-__all__ = ["DatasetError", "FramePipeline", "VideoDataset", "natural_key", "require_files", "seeded"]
+__all__ = [
+    "DatasetError",
+    "FramePipeline",
+    "VideoDataset",
+    "natural_key",
+    "require_files",
+    "seeded",
+    "video_errors",
+]
 
 TAGS = ("clip_id", "frame_index", "labelled")
 """What every data info carries and every data sample gets as metainfo."""
@@ -64,6 +74,7 @@ class FramePipeline(Compose):
 
     Raises:
         ConfigError: a transform needs the label of a frame that has none.
+        DatasetError: a frame or label cannot be read, or a label is none of its frame.
     """
 
     def check_alike(self) -> None:
@@ -88,7 +99,7 @@ class FramePipeline(Compose):
             if not tags["labelled"] and isinstance(transform, LoadAnnotations):
                 continue
             try:
-                data = transform(data)
+                data = load(transform, data) if type(transform).__name__.startswith("Load") else transform(data)
             except KeyError as error:
                 if tags["labelled"]:
                     raise
@@ -103,6 +114,48 @@ class FramePipeline(Compose):
         if "data_samples" in data:
             data["data_samples"].set_metainfo(tags)
         return data
+
+
+def load(transform: Any, data: dict) -> dict | None:
+    """Run a transform that reads files, and check that a label map is one of its frame.
+
+    Raises:
+        DatasetError: a file cannot be read; the label has another size than its frame, or more than one channel.
+    """
+    label = data.get("seg_map_path") if isinstance(transform, LoadAnnotations) else None
+    path = label or data.get("img_path")
+    try:
+        if label is not None:
+            check_depth(label)
+        loaded = transform(data)
+    except (AssertionError, OSError, SyntaxError, cv2.error) as error:
+        msg = f"{path} of clip {data['clip_id']} cannot be read ({error or type(error).__name__}); write it again."
+        raise DatasetError(msg) from error
+    found = None if label is None or loaded is None else loaded.get("gt_seg_map")
+    if found is not None:
+        shape, expected = tuple(found.shape), tuple(loaded["ori_shape"][:2])
+        if len(shape) != 2:
+            msg = f"the label {label} has the shape {shape}; write one channel, the number of the class per pixel."
+            raise DatasetError(msg)
+        if shape != expected:
+            sizes = "{}×{}, its frame {} {}×{}".format(*shape, data["img_path"], *expected)
+            msg = f"the label {label} is {sizes}; write labels in the size and rotation in which the frame is shown."
+            raise DatasetError(msg)
+    return loaded
+
+
+def check_depth(label: str) -> None:
+    """Refuse a label map of 16 bits with values that MMSeg would cut to 8.
+
+    Raises:
+        DatasetError: a class is above 255.
+    """
+    if not os.path.isfile(label):  # of another storage; the transform finds it, or tells
+        return
+    with Image.open(label) as image:
+        if image.mode.startswith(("I", "F")) and (highest := np.asarray(image).max()) > 255:
+            msg = f"the label {label} has values up to {highest}; write classes 0 to 254, and 255 for what is ignored."
+            raise DatasetError(msg)
 
 
 @contextmanager
@@ -123,14 +176,13 @@ def seeded(seed: int | None) -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-def natural_key(text: str) -> list[tuple[int, str]]:
-    """Key for the order people expect.
-
-    >>> sorted(["f10.png", "f9.png"], key=natural_key)
-    ['f9.png', 'f10.png']
-    """
-    parts = re.split(r"(\d+)", text)
-    return [(int(part), part) if part.isdigit() else (-1, part) for part in parts]
+@contextmanager
+def video_errors() -> Iterator[None]:
+    """Let what is wrong with a video file or folder be an error of the data set."""
+    try:
+        yield
+    except VideoError as error:
+        raise DatasetError(str(error)) from error
 
 
 def require_files(paths: Iterable[str | Path], what: str, hint: str) -> None:

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 from mmpose.datasets.datasets.base import BaseCocoStyleDataset
 from PIL import Image
-from resq_mmengine.video_dataset import DatasetError, natural_key
+from resq_mmengine.video_dataset import DatasetError
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from resq_mmpose.pose_video import PoseVideo
 from resq_mmpose.registry import DATASETS
 from resq_plugin.errors import ConfigError
+from resq_plugin.video import frame_files
 
 __all__ = ["JhmdbVideo", "joint_box"]
 
@@ -85,7 +86,7 @@ class JhmdbVideo(PoseVideo, BaseCocoStyleDataset):
         """Class and name of the videos of the subset."""
         folder = Path(self.data_prefix["splits"])
         pattern = re.compile(rf"(.+)_test_split_?{self.split}\.txt")
-        matches = [pattern.fullmatch(path.name) for path in sorted(folder.glob("*.txt"))]
+        matches = [pattern.fullmatch(path.name) for path in frame_files(folder, (".txt",))]
         found = []
         for match in filter(None, matches):
             for line in (folder / match[0]).read_text().splitlines():
@@ -102,7 +103,7 @@ class JhmdbVideo(PoseVideo, BaseCocoStyleDataset):
 
     def _clip(self, action: str, video: str) -> Iterator[dict]:
         images = Path(self.data_prefix["img"], action, video)
-        frames = sorted(images.glob("*.png"), key=lambda path: natural_key(path.name))
+        frames = frame_files(images, (".png",))
         joints = read_joints(Path(self.data_prefix["joints"], action, video, "joint_positions.mat"))
         if len(frames) < len(joints):
             msg = f"{images} has {len(frames)} frames, but the joints of {len(joints)} are labelled; unpack it again."

@@ -13,6 +13,7 @@ from resq_mmengine.video_dataset import DatasetError, require_files
 from resq_mmseg.registry import DATASETS
 from resq_mmseg.video import SegmentationFrame, SegmentationVideo
 from resq_plugin.errors import ConfigError
+from resq_plugin.video import frame_files
 
 __all__ = ["CityscapesSnippets"]
 
@@ -77,7 +78,8 @@ class CityscapesSnippets(SegmentationVideo):
         return iter(found)
 
     def _labels(self, folder: Path) -> list[Path]:
-        labels = sorted(folder.glob(f"*/*{self.seg_map_suffix}"))
+        found = frame_files(folder, (self.seg_map_suffix,), recursive=True)
+        labels = [path for path in found if len(path.relative_to(folder).parts) == 2]
         if not labels:
             hint = "unpack gtFine_trainvaltest.zip"
             if any(folder.glob("*/*_gtFine_labelIds.png")):

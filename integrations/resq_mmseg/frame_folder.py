@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from resq_mmengine.video_dataset import DatasetError, natural_key
+from resq_mmengine.video_dataset import DatasetError
 
 from resq_mmseg.registry import DATASETS
 from resq_mmseg.video import SegmentationFrame, SegmentationVideo
 from resq_mmseg.video_file import VideoFile, frame_uri
 from resq_plugin.errors import ConfigError
+from resq_plugin.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, frame_files, has_suffix, video_sources
 
 __all__ = ["FrameFolder"]
 
 logger = logging.getLogger(__name__)
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 
 
 @DATASETS.register_module()
@@ -36,20 +36,25 @@ class FrameFolder(SegmentationVideo):
         folder of video files        img_path/film.mp4             label  seg_map_path/film/12.png
 
     A folder or a video file is one clip. Frames of a folder are in natural order (9 before 10); those of a video file
-    count from 0, and its labels may be padded with zeros. Video files are decoded when a frame is asked for.
+    count from 0 as a player shows them, and its labels may be padded with zeros. Video files are decoded when a frame
+    is asked for. Suffixes may be in capitals; hidden files and those of desktops (``._00012.png``) are left out.
 
     Args:
         step: difference of the numbers at the end of the names of consecutive frames; another difference, or another
             text before the number, starts a new clip. None takes all frames of a folder as consecutive.
-        img_suffix: suffixes of frames.
+        img_suffix: suffixes of frames and video files, in capitals or not.
         kwargs: those of `SegmentationVideo`; give the classes as ``metainfo=dict(classes=(...), palette=[...])``.
 
     Raises:
-        DatasetError: nothing is found, or no label belongs to a frame.
+        DatasetError: nothing is found, no label belongs to a frame, or two frames, clips or labels have one name.
     """
 
     def __init__(
-        self, *, step: int | None = None, img_suffix: str | Sequence[str] = IMAGES + VIDEOS, **kwargs: Any
+        self,
+        *,
+        step: int | None = None,
+        img_suffix: str | Sequence[str] = IMAGE_SUFFIXES + VIDEO_SUFFIXES,
+        **kwargs: Any,
     ) -> None:
         if step is not None and (not isinstance(step, int) or step < 1):
             msg = f"step={step!r} must be the difference of consecutive frame numbers, e.g. 1, or None."
@@ -65,7 +70,10 @@ class FrameFolder(SegmentationVideo):
             msg = f"{root} does not exist; data_prefix=dict(img_path=...) takes a folder of frames or a video file."
             raise DatasetError(msg)
         labels = self._labels()
-        frames = [frame for path in self._sources(root) for frame in self._clip(root, path, labels)]
+        sources = self._sources(root)
+        _refuse_twins((_clip_name(root, path), str(path)) for path in sources)
+        frames = [frame for path in sources for frame in self._clip(root, path, labels)]
+        _refuse_twins((_unpadded(frame.name), frame.image) for frame in frames)
         used = {frame.label for frame in frames} - {None}
         if labels and not used:
             first = next(iter(labels.values()))
@@ -81,37 +89,55 @@ class FrameFolder(SegmentationVideo):
         folder = self.data_prefix.get("seg_map_path")
         if not folder:
             return {}
-        paths = sorted(Path(folder).rglob(f"*{self.seg_map_suffix}"))
+        paths = frame_files(folder, (self.seg_map_suffix,), recursive=True)
         if not paths:
             msg = f"no label *{self.seg_map_suffix} in {folder}; leave out seg_map_path for a video without labels."
             raise DatasetError(msg)
-        names = (path.relative_to(folder).as_posix().removesuffix(self.seg_map_suffix) for path in paths)
-        return {_unpadded(name): str(path) for name, path in zip(names, paths, strict=True)}
+        labels: dict[str, str] = {}
+        for path in paths:
+            name = _unpadded(path.relative_to(folder).as_posix()[: -len(self.seg_map_suffix)])
+            if name in labels:
+                msg = f"{labels[name]} and {path} are labels of one frame; keep one of them."
+                raise DatasetError(msg)
+            labels[name] = str(path)
+        return labels
 
     def _sources(self, root: Path) -> list[Path]:
         """Folders of frames and video files, in natural order."""
-        if root.is_file():
-            return [root]
-        files = [path for path in root.rglob("*") if path.name.endswith(self.img_suffix)]
-        sources = {path if path.suffix.lower() in VIDEOS else path.parent for path in files}
-        return sorted(sources, key=lambda path: natural_key(path.as_posix()))
+        return video_sources(root, self.img_suffix)
 
     def _clip(self, root: Path, path: Path, labels: dict[str, str]) -> Iterator[SegmentationFrame]:
-        clip = path.name if path == root else path.relative_to(root).as_posix()
+        clip = _clip_name(root, path)
         if path.is_file():
-            clip = clip.removesuffix(path.suffix)
             for index in range(len(VideoFile(path))):
                 name = f"{clip}/{index}"
                 yield SegmentationFrame(clip, index, name, frame_uri(path, index), labels.get(_unpadded(name)))
             return
-        files = [file for file in path.iterdir() if file.name.endswith(self.img_suffix) and file.suffix not in VIDEOS]
-        files.sort(key=lambda file: natural_key(file.name))
+        files = [file for file in frame_files(path, self.img_suffix) if not has_suffix(file, VIDEO_SUFFIXES)]
         for part, members in groupby(_numbered(files, self.step), key=lambda member: member[0]):
             for index, (_, file) in enumerate(members):
                 name = file.relative_to(root).as_posix()
-                name = name[: -len(next(suffix for suffix in self.img_suffix if name.endswith(suffix)))]
+                name = name[: -len(next(suffix for suffix in self.img_suffix if has_suffix(name, (suffix,))))]
                 label = labels.get(_unpadded(name))
                 yield SegmentationFrame("/".join(filter(None, (clip, part))), index, name, str(file), label)
+
+
+def _clip_name(root: Path, path: Path) -> str:
+    name = path.name if path == root else path.relative_to(root).as_posix()
+    return name.removesuffix(path.suffix) if path.is_file() else name
+
+
+def _refuse_twins(named: Iterable[tuple[str, str]]) -> None:
+    """Refuse ``0.jpg`` beside ``0.png``, and ``film.mp4`` beside ``film.mov`` or ``film/``."""
+    known: dict[str, str] = {}
+    for name, path in named:
+        first = known.setdefault(name, path)
+        if first != path:
+            msg = (
+                f"{first} and {path} are both called {name}, so that clips and labels cannot be told apart; rename "
+                "one, or choose by suffix, e.g. img_suffix='.png'."
+            )
+            raise DatasetError(msg)
 
 
 def _numbered(files: list[Path], step: int | None) -> Iterator[tuple[str, Path]]:

@@ -69,9 +69,22 @@ def frame_files(
     root, suffixes = Path(folder), tuple(suffixes)
     if not root.is_dir():
         return []
-    found = root.rglob("*") if recursive else root.iterdir()
+    found = _below(root) if recursive else root.iterdir()
     files = [path for path in found if has_suffix(path, suffixes) and not is_hidden(path, root) and path.is_file()]
     return sorted(files, key=lambda path: natural_key(path.relative_to(root).as_posix()))
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """All files below a folder, also through links to folders, each folder once."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above would go on for ever
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not is_hidden(Path(folder, name), root)]
+        yield from (Path(folder, name) for name in files)
 
 
 def video_sources(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES + VIDEO_SUFFIXES) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -89,18 +88,19 @@ def frame_index(av: Any, path: str, advice: str = ADVICE) -> FrameIndex:
 
     Raises:
         VideoError: there is no video.
-        av.FFmpegError: the file cannot be read at all.
+        av.FFmpegError, OSError: the file cannot be read at all.
     """
     missing = missing_bytes(path)
     with open_video(av, path) as container:
+        if missing and not container.streams:
+            msg = "its index is missing"
+            raise OSError(msg)
         stream = video_stream(container, path, advice)
         formats = set(container.format.name.split(","))
         told = INDEXED & formats and stream.codec_context.codec.canonical_name in ONE_PICTURE_PER_PACKET
         found = _by_packets(av, path, container, stream) if told and not missing else None
     if found is None:
-        found = _by_decoding(av, path, is_seekable=bool(SEEKABLE & formats))
-    if missing and not found.broken:
-        found = FrameIndex(found.times, found.keyframes, "the end of the file is missing")
+        found = _by_decoding(av, path, is_seekable=bool(SEEKABLE & formats), missing=missing)
     if missing:
         size = os.path.getsize(path)
         broken = f"{found.broken}; {missing} of {size + missing} bytes are missing"
@@ -128,35 +128,33 @@ def _by_packets(av: Any, path: str, container: Any, stream: Any) -> FrameIndex |
     return FrameIndex(sorted(time for time in times if time >= first.pts), keyframes)
 
 
-def _by_decoding(av: Any, path: str, *, is_seekable: bool) -> FrameIndex:
-    times: list[int] = []
-    keyframes: list[int] = []
-    corrupt: list[int] = []
-    broken = ""
-    for frame in _decoded(av, path):
-        if isinstance(frame, Exception):
-            broken = reason(frame)
-            break
-        if frame.is_corrupt:
-            corrupt.append(len(times))
-        if frame.key_frame:
-            keyframes.append(frame.pts)
-        times.append(frame.pts)
-    last = [index for index in corrupt if index >= len(times) - REORDERED]
-    if last:  # a file that was cut ends in them; damage elsewhere is told when that frame is read
-        del times[last[0] :]
-        broken = broken or "the last pictures are damaged"
-    rising = None not in times and all(a < b for a, b in pairwise(times))
-    if is_seekable and rising:
-        return FrameIndex(times, keyframes, broken)
-    return FrameIndex(list(range(len(times))), None, broken)
-
-
-def _decoded(av: Any, path: str) -> Iterator[Any]:
-    """Frames in order, and last the error that ends them, if one does."""
+def _by_decoding(av: Any, path: str, *, is_seekable: bool, missing: int) -> FrameIndex:
+    shown: list[Any] = []
+    delayed: list[Any] = []  # what the decoder held back for pictures that are stored later and shown before
+    broken = "the end of the file is missing" if missing else ""
     with open_video(av, path) as container:
         stream = video_stream(container, path)
         try:
-            yield from container.decode(stream)
+            for packet in container.demux(stream):
+                pictures = [_Picture(frame) for frame in packet.decode()]
+                (shown if packet.size else delayed).extend(pictures)
         except (av.FFmpegError, OSError) as error:
-            yield error
+            broken = reason(error)
+    last = [place for place, picture in enumerate(shown + delayed) if picture.is_corrupt]
+    if last and last[-1] >= len(shown + delayed) - REORDERED:  # elsewhere it is told when that frame is read
+        broken = broken or "the last pictures are damaged"
+    # A file that is cut ends in damage, and pictures that were held back would follow ones that are lost.
+    pictures = shown if broken else shown + delayed
+    damaged = [place for place in last if broken and place >= len(pictures) - REORDERED]
+    pictures = pictures[: damaged[0]] if damaged else pictures
+    times = [picture.time for picture in pictures]
+    if is_seekable and None not in times and all(a < b for a, b in pairwise(times)):
+        return FrameIndex(times, [picture.time for picture in pictures if picture.is_keyframe], broken)
+    return FrameIndex(list(range(len(times))), None, broken)
+
+
+class _Picture:
+    """What is to be known of a decoded picture, without its pixels."""
+
+    def __init__(self, frame: Any) -> None:
+        self.time, self.is_corrupt, self.is_keyframe = frame.pts, frame.is_corrupt, bool(frame.key_frame)
