@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from resq_mmengine.agreement import FloatAgreement
+from torch import Tensor
 
 from resq_mmpose.registry import METRICS
 
-__all__ = ["JointAgreement"]
+__all__ = ["JointAgreement", "NearJoints"]
+
+NEAR = 0.05
+"""Largest distance of a joint that agrees, as a share of the larger side of the person's box."""
 
 
 @METRICS.register_module()
@@ -23,7 +28,7 @@ class JointAgreement(FloatAgreement):
         thr: largest distance, as a share of the larger side of the person's box.
     """
 
-    def __init__(self, thr: float = 0.05, **kwargs: Any) -> None:
+    def __init__(self, thr: float = NEAR, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.thr = thr
 
@@ -35,3 +40,25 @@ class JointAgreement(FloatAgreement):
             box = np.asarray(sample["gt_instances"]["bboxes"])[0]
             near = np.linalg.norm(found - expected, axis=-1) <= self.thr * (box[2:] - box[:2]).max()
             self.results.append((int(near.sum()), near.size))
+
+
+class NearJoints:
+    """The same of joints with the person's size (1, K, 3), for `resq_plugin.compare`.
+
+    Args:
+        thr: largest distance, as a share of the person's size.
+    """
+
+    def __init__(self, thr: float = NEAR) -> None:
+        self.thr = thr
+        self.near = self.total = 0
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Take one frame: x, y and size of every joint, in pixels; the size is the target's."""
+        distance = torch.linalg.vector_norm(prediction[..., :2] - target[..., :2], dim=-1)
+        self.near += int((distance <= self.thr * target[..., 2]).sum())
+        self.total += distance.numel()
+
+    def compute(self) -> float:
+        """Return the share in percent."""
+        return 100 * self.near / self.total if self.total else float("nan")

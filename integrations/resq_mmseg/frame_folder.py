@@ -17,7 +17,7 @@ from resq_mmseg.video_file import VideoFile, frame_uri
 from resq_plugin.errors import ConfigError
 from resq_plugin.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, frame_files, has_suffix, video_sources
 
-__all__ = ["FrameFolder"]
+__all__ = ["FrameFolder", "unpadded"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class FrameFolder(SegmentationVideo):
         sources = self._sources(root)
         _refuse_twins((_clip_name(root, path), str(path)) for path in sources)
         frames = [frame for path in sources for frame in self._clip(root, path, labels)]
-        _refuse_twins((_unpadded(frame.name), frame.image) for frame in frames)
+        _refuse_twins((unpadded(frame.name), frame.image) for frame in frames)
         used = {frame.label for frame in frames} - {None}
         if labels and not used:
             first = next(iter(labels.values()))
@@ -95,7 +95,7 @@ class FrameFolder(SegmentationVideo):
             raise DatasetError(msg)
         labels: dict[str, str] = {}
         for path in paths:
-            name = _unpadded(path.relative_to(folder).as_posix()[: -len(self.seg_map_suffix)])
+            name = unpadded(path.relative_to(folder).as_posix()[: -len(self.seg_map_suffix)])
             if name in labels:
                 msg = f"{labels[name]} and {path} are labels of one frame; keep one of them."
                 raise DatasetError(msg)
@@ -111,14 +111,14 @@ class FrameFolder(SegmentationVideo):
         if path.is_file():
             for index in range(len(VideoFile(path))):
                 name = f"{clip}/{index}"
-                yield SegmentationFrame(clip, index, name, frame_uri(path, index), labels.get(_unpadded(name)))
+                yield SegmentationFrame(clip, index, name, frame_uri(path, index), labels.get(unpadded(name)))
             return
         files = [file for file in frame_files(path, self.img_suffix) if not has_suffix(file, VIDEO_SUFFIXES)]
         for part, members in groupby(_numbered(files, self.step), key=lambda member: member[0]):
             for index, (_, file) in enumerate(members):
                 name = file.relative_to(root).as_posix()
                 name = name[: -len(next(suffix for suffix in self.img_suffix if has_suffix(name, (suffix,))))]
-                label = labels.get(_unpadded(name))
+                label = labels.get(unpadded(name))
                 yield SegmentationFrame("/".join(filter(None, (clip, part))), index, name, str(file), label)
 
 
@@ -156,7 +156,7 @@ def _numbered(files: list[Path], step: int | None) -> Iterator[tuple[str, Path]]
         yield start, file
 
 
-def _unpadded(name: str) -> str:
+def unpadded(name: str) -> str:
     """The name with its last part, when a number, without leading zeros."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + (str(int(last)) if last.isdigit() else last)

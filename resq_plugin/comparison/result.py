@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from resq_plugin.comparison.settings import Setting, checkpoint_path
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ConfigError
 from resq_plugin.report import (
@@ -99,6 +100,18 @@ class Comparison:
         hook = "default_hooks = dict(resq=dict(type='resq_mmengine.ResQHook', priority='VERY_HIGH'))"
         arguments = f"precision={_arguments(config)}"
         return f"resq = dict({arguments})\n{hook}"
+
+    def checkpoint(self, row: Row) -> Path:
+        """The file of the calibrated model of a row, which `resq_plugin.load` and ``resq export`` take.
+
+        Raises:
+            ConfigError: the comparison was made without a folder, or the row is float.
+        """
+        config = self.configs[row["setting"]]
+        if self.folder is None or config is None:
+            msg = "there is no checkpoint of this row; give compare a folder: compare(..., folder='out')."
+            raise ConfigError(msg)
+        return checkpoint_path(self.folder, Setting(config))
 
     def table(self, width: int = 80) -> str:
         """The rows as a table of text."""

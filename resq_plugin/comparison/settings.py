@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ConfigError
 
-__all__ = ["DEFAULT_SETTINGS", "Setting", "expand"]
+__all__ = ["DEFAULT_SETTINGS", "Setting", "checkpoint_path", "expand"]
 
 DEFAULT_SETTINGS = (
     "W8A8",
@@ -66,11 +67,24 @@ class Setting:
         return ", ".join(parts)
 
     @property
+    def key(self) -> str:
+        """A name that no other setting has: what is shown, and whatever else is not the default."""
+        if self.config is None:
+            return "float"
+        values = self.config.to_dict()
+        default = ResQConfig.parse(self.config.notation, interval=self.config.interval).to_dict()
+        shown = {"policy"} if self.threshold is None else set()
+        changed = {key: value for key, value in values.items() if value != default[key] and key not in shown}
+        if "policy" in changed:
+            policy = {k: v for k, v in values["policy"].items() if v != default["policy"][k] and k != "threshold"}
+            changed.pop("policy")
+            changed |= policy
+        return " ".join([str(self), *(f"{key}={value}" for key, value in changed.items())])
+
+    @property
     def slug(self) -> str:
-        """Name of a file of this setting."""
-        text = re.sub(r"[^A-Za-z0-9.]+", "-", self.precision.replace("{", "_").replace("}", "")).strip("-").lower()
-        text += f"-t{self.interval}" if self.interval > 1 else ""
-        return text + (f"-tau{self.threshold:g}" if self.threshold is not None else "")
+        """The key as the name of a file."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.key.lower().replace("τ", "tau")).strip("-")
 
 
 def expand(
@@ -128,3 +142,8 @@ def _configs(
         for threshold in thresholds if base.residual.is_dynamic else (None,):
             changes = {} if threshold is None else {"policy": {**policy, "threshold": threshold}}
             yield base.replace(interval=interval, **changes)
+
+
+def checkpoint_path(folder: Path, setting: Setting) -> Path:
+    """Where a comparison in a folder keeps the calibrated model of a setting."""
+    return folder / "checkpoints" / f"{setting.slug}.pth"

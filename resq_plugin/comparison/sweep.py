@@ -16,7 +16,7 @@ from tqdm import tqdm
 from resq_plugin.calibration import calibrate
 from resq_plugin.comparison.journal import Journal, fingerprint
 from resq_plugin.comparison.result import Comparison
-from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, expand
+from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, checkpoint_path, expand
 from resq_plugin.comparison.videos import Videos, identical, split_videos
 from resq_plugin.config import CalibrationConfig, ResQConfig
 from resq_plugin.conversion import convert, evaluating, revert, save_checkpoint
@@ -107,8 +107,7 @@ class _Sweep:
     ) -> None:
         self.model, self.videos, self.folder, self.progress = model, videos, folder, progress
         self.first = videos.measured[0][0]
-        with evaluating(model), torch.no_grad():
-            output = model(self.first)
+        output = first_output(model, self.first)
         self.predict = predict or _default_predict(output)
         probe: object = self.predict(output)
         if not isinstance(probe, Tensor):
@@ -131,7 +130,7 @@ class _Sweep:
         self.notes: list[str] = []
 
     def run(self, plan: Sequence[Setting]) -> Comparison:
-        todo = [setting for setting in plan if _key(setting) not in self.journal.rows]
+        todo = [setting for setting in plan if setting.key not in self.journal.rows]
         if len(todo) < len(plan):
             logger.info("%d of %d rows are there already", len(plan) - len(todo), len(plan))
         clip_frames = min(sum(len(clip) for clip in self.videos.calibration), 2 * CalibrationConfig().samples)
@@ -147,13 +146,13 @@ class _Sweep:
             for setting in todo:
                 bar.set_description(str(setting))
                 self._measure(setting)
-        rows = [self.journal.rows[_key(setting)] for setting in plan]
+        rows = [self.journal.rows[setting.key] for setting in plan]
         details = {
             "Frames": f"{self.videos.description}, {' × '.join(map(str, self.videos.shape[2:]))} pixels",
             "Truth": "labels" if self.videos.labels is not None else "the float model's own predictions",
             "Protocol": "every T-th frame is a keyframe; accuracy is the mean over the positions in the interval",
         }
-        configs = {_key(setting): setting.config for setting in plan}
+        configs = {setting.key: setting.config for setting in plan}
         comparison = Comparison(tuple(rows), configs, tuple(self.notes), details, self.folder)
         self.journal.write(finding=comparison.finding, notes=self.notes)
         return comparison
@@ -195,7 +194,7 @@ class _Sweep:
             )
             cost = measure_cost(self.model, self.videos.shape, shares=found.bit_shares)
             if self.folder is not None:
-                save_checkpoint(self.model, self.folder / "checkpoints" / f"{setting.slug}.pth")
+                save_checkpoint(self.model, checkpoint_path(self.folder, setting))
         finally:
             revert(self.model)
         self._add(setting, found, cost)
@@ -236,21 +235,40 @@ class _Sweep:
             "state_megabytes": cost.state_bytes / 1e6,
             "config": setting.config.to_dict() if setting.config else None,
         }
-        self.journal.add(_key(setting), row)
+        self.journal.add(setting.key, row)
 
 
-def _key(setting: Setting) -> str:
-    """Name of a row that no other setting has."""
-    if setting.config is None:
-        return "float"
-    values = setting.config.to_dict()
-    default = ResQConfig.parse(setting.config.notation, interval=setting.config.interval).to_dict()
-    changed = {key: value for key, value in values.items() if value != default[key] and key != "policy"}
-    if setting.threshold is not None:
-        changed |= {
-            key: v for key, v in values["policy"].items() if v != default["policy"][key] and key != "threshold"
-        }
-    return str(setting) + (f" {changed}" if changed else "")
+@torch.no_grad()
+def first_output(model: nn.Module, frame: Tensor) -> Any:
+    """Return what the model makes of a frame (1, C, H, W), in evaluation mode.
+
+    Raises:
+        ConfigError: it fails on it; the message names sizes near it on which it does not.
+    """
+    with evaluating(model):
+        try:
+            return model(frame)
+        except (RuntimeError, ValueError) as error:
+            height, width = frame.shape[-2:]
+            text = " ".join(str(error).split())
+            msg = f"the model fails on frames of {height} × {width} ({text[:200]})"
+            near = [f"{h} × {w}" for h, w in _sizes_near(height, width) if _runs(model, frame, (h, w))]
+            hint = f"; it runs on {', '.join(near)}: resize frames to such a size." if near else "."
+            raise ConfigError(msg + hint) from error
+
+
+def _sizes_near(height: int, width: int) -> list[tuple[int, int]]:
+    """The nearest sizes that 32 and 64 divide, other than the size itself."""
+    sizes = [(max(step, step * round(height / step)), max(step, step * round(width / step))) for step in (16, 32, 64)]
+    return [size for size in dict.fromkeys(sizes) if size != (height, width)]
+
+
+def _runs(model: nn.Module, frame: Tensor, size: tuple[int, int]) -> bool:
+    try:
+        model(frame.new_zeros((*frame.shape[:-2], *size)))
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _known(values: Sequence[float]) -> list[float | None]:

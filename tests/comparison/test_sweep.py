@@ -301,6 +301,24 @@ def test_an_output_without_classes_asks_for_predict() -> None:
         compare(nn.Sequential(nn.Conv2d(3, 1, 1)).eval(), film(20), **COMMON)
 
 
+class Halving(nn.Module):
+    """Adds a map to one that went through two strides, and so takes sizes that 4 divides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down, self.up = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, 4, 1), nn.Upsample(scale_factor=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.up(self.down(self.first(x)))
+
+
+def test_a_size_that_the_net_cannot_take_is_told_with_sizes_that_it_can() -> None:
+    frames = torch.randn(20, 3, 34, 50)
+    message = r"the model fails on frames of 34 × 50 \(The size of tensor .*\); it runs on 32 × 48, 32 × 64, 64 × 64: resize"
+    with pytest.raises(ConfigError, match=message):
+        compare(Halving().eval(), frames, **COMMON)
+
+
 def test_a_constant_output_is_told() -> None:
     net = network()
     with torch.no_grad():

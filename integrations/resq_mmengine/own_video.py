@@ -1,0 +1,172 @@
+"""A user's own video through the test pipeline and the preprocessor of an mm config."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import TRANSFORMS, DefaultScope
+from torch import Tensor, nn
+
+from resq_mmengine.refusals import RANDOM_TRANSFORMS
+from resq_plugin.errors import ConfigError
+from resq_plugin.video import ImageFolder, VideoFile
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+__all__ = ["PipelineFrames", "PredictingModel", "joints_of", "labels_of", "open_pictures", "pipeline_of"]
+
+logger = logging.getLogger(__name__)
+
+LOADERS = ("LoadImage", "LoadAnnotations", "LoadImageFromFile", "LoadImageFromNDArray")
+"""Transforms that get pictures and labels from files; here the pictures are there already."""
+
+
+def open_pictures(path: Path) -> Sequence[Any]:
+    """Return the pictures (H, W, 3), RGB, uint8, of a video file or a folder of frames, decoded when asked for.
+
+    Raises:
+        VideoError: it cannot be read as either.
+    """
+    return ImageFolder(path) if path.is_dir() else cast("Sequence[Any]", VideoFile(path))
+
+
+def pipeline_of(config: Config, size: tuple[int, int] | None = None) -> list[dict[str, Any]]:
+    """Return the test pipeline of a config without what reads files.
+
+    Args:
+        config: of MMSeg or MMPose.
+        size: (H, W) that frames are resized to, instead of the config's.
+
+    Raises:
+        ConfigError: the config has no test pipeline, or one whose frames have no fixed size to change.
+    """
+    loader = config.get("test_dataloader") or config.get("val_dataloader") or {}
+    found = (loader.get("dataset") or {}).get("pipeline") or config.get("test_pipeline")
+    if not found:
+        msg = f"{config.filename} has no test pipeline; write test_pipeline = [dict(type='LoadImageFromFile'), ...]."
+        raise ConfigError(msg)
+    kept = [copy.deepcopy(dict(step)) for step in found if str(step["type"]).rpartition(".")[2] not in LOADERS]
+    for step in kept:
+        if str(step["type"]).startswith(RANDOM_TRANSFORMS):
+            msg = (
+                f"the test pipeline has {step['type']}, which changes neighbouring frames in different ways; take it "
+                "out."
+            )
+            raise ConfigError(msg)
+    if size is not None:
+        resizes = [step for step in kept if step["type"] == "Resize"]
+        if not resizes:
+            if config.default_scope != "mmseg":
+                msg = "--size has no use here: the size of a crop is that of the config's codec (input_size)."
+                raise ConfigError(msg)
+            kept.insert(0, {"type": "Resize", "scale": size[::-1], "keep_ratio": False})
+        for step in resizes:
+            step.clear()
+            step.update(type="Resize", scale=size[::-1], keep_ratio=False)
+    return kept
+
+
+class PipelineFrames(Sequence[Tensor]):
+    """Frames of a video as a model gets them, (1, 3, H, W), made when they are asked for.
+
+    Args:
+        pictures: of `open_pictures`.
+        model: its ``data_preprocessor`` normalizes and pads.
+        transforms: of `pipeline_of`.
+        boxes: for pose: per frame the person's box (4,) as left, top, right, bottom; the whole frame unless given.
+        scope: ``mmseg`` or ``mmpose``.
+        frames: only so many from the start.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Any],
+        model: nn.Module,
+        transforms: Sequence[dict[str, Any]],
+        *,
+        scope: str,
+        boxes: Any = None,
+        frames: int | None = None,
+    ) -> None:
+        self.pictures, self.model, self.boxes = pictures, model, boxes
+        self.count = len(pictures) if frames is None else min(frames, len(pictures))
+        self.is_pose = scope == "mmpose"
+        with DefaultScope.overwrite_default_scope(scope):
+            self.pipeline = Compose([TRANSFORMS.build(dict(step)) for step in transforms])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.batch(index % len(self))["inputs"]
+
+    def batch(self, index: int) -> dict[str, Any]:
+        """Return what the model's ``forward`` takes: ``inputs`` (1, 3, H, W) and ``data_samples``."""
+        picture = np.ascontiguousarray(self.pictures[index][..., ::-1])  # mmcv loads BGR, and preprocessors know it
+        height, width = picture.shape[:2]
+        values: dict[str, Any] = {"img": picture, "img_path": None, "img_shape": (height, width)}
+        values |= {"ori_shape": (height, width), "img_id": index, "id": index}
+        if self.is_pose:
+            box = [0, 0, width, height] if self.boxes is None else self.boxes[index]
+            values |= {"bbox": np.array([box], np.float32), "bbox_score": np.ones(1, np.float32)}
+        packed: dict[str, Any] = self.model.data_preprocessor(pseudo_collate([self.pipeline(values)]), False)  # type: ignore[operator]
+        return packed
+
+
+class PredictingModel(nn.Module):
+    """An mm model as a network from one frame to what it predicts, in pixels of the video.
+
+    It shares the children and parameters of the model under the same names, as `FrameModel` does.
+
+    Args:
+        model: an MMSeg segmentor or MMPose estimator.
+        sample: data sample of the first frame; all frames of a video are alike in what it tells.
+        read: prediction of a data sample, as a tensor (1, ...).
+    """
+
+    def __init__(self, model: nn.Module, sample: Any, read: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
+        # Not as a child, which would put a prefix before every name.
+        self.__dict__.update(model=model, sample=sample, read=read)
+        self.training = model.training
+
+    def train(self, mode: bool = True) -> PredictingModel:
+        """Set the mode of both."""
+        self.model.train(mode)
+        self.training = mode
+        return self
+
+    def forward(self, frame: Tensor) -> Tensor:
+        """Predict one frame (1, 3, H, W)."""
+        (result,) = self.model(frame, [copy.deepcopy(self.sample)], mode="predict")
+        return self.read(result)
+
+
+def labels_of(sample: Any) -> Tensor:
+    """Labels (1, H, W) of a data sample of MMSeg."""
+    labels: Tensor = sample.pred_sem_seg.data
+    return labels
+
+
+def joints_of(sample: Any) -> Tensor:
+    """Joints and the person's size (1, K, 3) of a data sample of MMPose: x, y and the larger side, in pixels.
+
+    The person is as large as the box of all joints.
+    """
+    joints = torch.as_tensor(np.asarray(sample.pred_instances.keypoints[:1, ..., :2]), dtype=torch.float64)
+    sides = joints.amax(1) - joints.amin(1)
+    size = sides.amax(-1, keepdim=True)[:, None].expand(-1, joints.shape[1], -1)
+    return torch.cat([joints, size], dim=-1)
