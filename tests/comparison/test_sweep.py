@@ -314,7 +314,7 @@ class Halving(nn.Module):
 
 def test_a_size_that_the_net_cannot_take_is_told_with_sizes_that_it_can() -> None:
     frames = torch.randn(20, 3, 34, 50)
-    message = r"the model fails on frames of 34 × 50 \(The size of tensor .*\); it runs on 32 × 48, 32 × 64, 64 × 64: resize"
+    message = r"fails on frames of 34 × 50 \(The size of tensor .*\); it runs on 32 × 48, 32 × 64, 64 × 64: resize"
     with pytest.raises(ConfigError, match=message):
         compare(Halving().eval(), frames, **COMMON)
 
