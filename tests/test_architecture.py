@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = (
     ("errors",),
     ("extras", "config"),
-    ("method",),
+    ("method", "video"),
     ("backends",),
     ("conversion", "cost", "evaluation"),
     ("calibration",),

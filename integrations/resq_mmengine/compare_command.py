@@ -117,6 +117,8 @@ def _say_best(found: Comparison, args: argparse.Namespace, console: Console) -> 
         return
     say(f"\n{row_label(best)} in an mm config:\n\n{found.fragment(best)}")
     say(f"\nand in Python:\n\n{found.python(best)}\n")
+    if found.showcase is not None:
+        say(f"Film: {found.film(args.out / 'compare.mp4')}")
     report = found.report(args.out / "report.html", title=f"ResQ on {', '.join(path.name for path in args.video)}")
     say(f"Report: {report}")
     say(f"Export: resq export {args.config} --checkpoint {found.checkpoint(best)} --out DIR --shape H W")

@@ -112,6 +112,10 @@ class PipelineFrames(Sequence[Tensor]):
             raise IndexError(index)
         return self.batch(index % len(self))["inputs"]
 
+    def picture(self, index: int) -> Tensor:
+        """Return a frame as it is in the video, (3, H, W), uint8."""
+        return torch.from_numpy(np.ascontiguousarray(self.pictures[index])).permute(2, 0, 1)
+
     def batch(self, index: int) -> dict[str, Any]:
         """Return what the model's ``forward`` takes: ``inputs`` (1, 3, H, W) and ``data_samples``."""
         picture = np.ascontiguousarray(self.pictures[index][..., ::-1])  # mmcv loads BGR, and preprocessors know it

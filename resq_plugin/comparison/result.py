@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from resq_plugin.comparison.settings import Setting, checkpoint_path
+from resq_plugin.comparison.showcase import Showcase
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ConfigError
 from resq_plugin.report import (
@@ -25,6 +26,7 @@ from resq_plugin.report import (
     level_of,
     rich_table,
     row_label,
+    write_film,
     write_report,
 )
 
@@ -41,6 +43,7 @@ class Comparison:
         notes: what a reader must know to trust the rows.
         details: what was measured on, for people.
         folder: where rows and checkpoints are, if anywhere.
+        showcase: schemes side by side on the first frames; None without a folder, or where nobody knows how to draw.
     """
 
     rows: Sequence[Row]
@@ -48,6 +51,7 @@ class Comparison:
     notes: Sequence[str] = ()
     details: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
+    showcase: Showcase | None = None
 
     @property
     def finding(self) -> str:
@@ -128,6 +132,22 @@ class Comparison:
             ReportError: the file cannot be written.
         """
         return accuracy_over_bops(self.rows, Path(path))
+
+    def film(self, path: str | Path, *, rate: float = 10.0) -> Path:
+        """Write the schemes side by side as a looping film (H.264) of so many frames per second.
+
+        Raises:
+            ConfigError: there are no pictures to show.
+            MissingExtraError: PyAV or Pillow is not installed.
+            ReportError: the file cannot be written.
+        """
+        if self.showcase is None:
+            msg = (
+                "there are no pictures of this comparison; give compare a folder, and where predictions are neither "
+                "label maps nor joints also draw=: compare(..., folder='out', draw=lambda picture, prediction: ...)."
+            )
+            raise ConfigError(msg)
+        return write_film(Path(path), self.showcase.columns, rate=rate)
 
     def report(self, path: str | Path, *, title: str = "ResQ on your video") -> Path:
         """Write one HTML page: sentence, table, figures, settings and machine. Figures lie beside it.

@@ -17,6 +17,7 @@ from resq_plugin.calibration import calibrate
 from resq_plugin.comparison.journal import Journal, fingerprint
 from resq_plugin.comparison.result import Comparison
 from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, checkpoint_path, expand
+from resq_plugin.comparison.showcase import make_showcase
 from resq_plugin.comparison.videos import Videos, identical, split_videos
 from resq_plugin.config import CalibrationConfig, ResQConfig
 from resq_plugin.conversion import convert, evaluating, revert, save_checkpoint
@@ -24,6 +25,7 @@ from resq_plugin.cost import Cost, measure_cost
 from resq_plugin.errors import ConfigError, ConversionError
 from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, Metric, evaluate
 from resq_plugin.method import ResidualLayer
+from resq_plugin.report import Draw
 
 __all__ = ["compare"]
 
@@ -46,6 +48,7 @@ def compare(
     calibration: float | Sequence[Any] = 0.25,
     folder: str | Path | None = None,
     progress: bool = True,
+    draw: Draw | None = None,
     **common: Any,
 ) -> Comparison:
     """Run a float model in many settings on the same frames and put accuracy beside bit operations.
@@ -71,6 +74,8 @@ def compare(
         folder: where rows are kept as they are measured, with a checkpoint of every setting; a killed sweep goes on
             there, and one of another model or other frames is refused.
         progress: show a progress bar.
+        draw: picture (3, H, W), uint8, and prediction (1, ...) to a picture, for the film of the schemes side by side;
+            labels and joints are drawn without it.
         common: further fields of `ResQConfig` for the notations, e.g. ``weights="channel"``.
 
     Returns:
@@ -88,7 +93,7 @@ def compare(
     longest = max(setting.interval for setting in plan)
     samples = max((item.config.calibration for item in plan if item.config), key=lambda c: c.samples).samples
     videos = split_videos(frames, labels, calibration, longest, samples)
-    sweep = _Sweep(model, videos, predict, metric, agreement, None if folder is None else Path(folder), progress)
+    sweep = _Sweep(model, videos, predict, metric, agreement, None if folder is None else Path(folder), progress, draw)
     return sweep.run(plan)
 
 
@@ -104,7 +109,9 @@ class _Sweep:
         agreement: Callable[[], Metric],
         folder: Path | None,
         progress: bool,
+        draw: Draw | None,
     ) -> None:
+        self.draw = draw
         self.model, self.videos, self.folder, self.progress = model, videos, folder, progress
         self.first = videos.measured[0][0]
         output = first_output(model, self.first)
@@ -153,7 +160,20 @@ class _Sweep:
             "Protocol": "every T-th frame is a keyframe; accuracy is the mean over the positions in the interval",
         }
         configs = {setting.key: setting.config for setting in plan}
-        comparison = Comparison(tuple(rows), configs, tuple(self.notes), details, self.folder)
+        showcase = None
+        if self.folder is not None:
+            video = self.videos.measured[0]
+            showcase = make_showcase(
+                self.model,
+                video,
+                rows,
+                configs,
+                self.folder,
+                self.predict,
+                draw=self.draw,
+                picture=getattr(video, "picture", None),
+            )
+        comparison = Comparison(tuple(rows), configs, tuple(self.notes), details, self.folder, showcase)
         self.journal.write(finding=comparison.finding, notes=self.notes)
         return comparison
 

@@ -66,6 +66,12 @@ class _Part(Sequence[Tensor]):
         frame = self.video[self.start + index % len(self)]
         return frame[None] if isinstance(self.video, Tensor) else frame
 
+    @property
+    def picture(self) -> Any:
+        """Number of a frame to its picture, of a video that has them."""
+        picture = getattr(self.video, "picture", None)
+        return None if picture is None else lambda index: picture(self.start + index)
+
 
 def split_videos(frames: Any, labels: Any, calibration: float | Sequence[Any], interval: int, samples: int) -> Videos:
     """Part videos into what calibrates and what is measured.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from resq_plugin.errors import MissingExtraError, ReportError
+from resq_plugin.report.drawing import Draw, draw_bits, draw_joints, draw_labels, drawer_of, pictures_of
 from resq_plugin.report.figures import Series, accuracy_by_distance, accuracy_over_bops
+from resq_plugin.report.film import write_film
 from resq_plugin.report.finding import cheapest, finding, level_of
 from resq_plugin.report.html import ReportFigure, write_report
 from resq_plugin.report.images import policy_maps, predictions
@@ -13,6 +15,7 @@ from resq_plugin.report.style import NAMES
 
 __all__ = [
     "NAMES",
+    "Draw",
     "MissingExtraError",
     "ReportError",
     "ReportFigure",
@@ -22,11 +25,17 @@ __all__ = [
     "accuracy_over_bops",
     "cheapest",
     "describe_machine",
+    "draw_bits",
+    "draw_joints",
+    "draw_labels",
+    "drawer_of",
     "finding",
     "level_of",
+    "pictures_of",
     "policy_maps",
     "predictions",
     "rich_table",
     "row_label",
+    "write_film",
     "write_report",
 ]

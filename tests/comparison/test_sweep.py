@@ -19,6 +19,7 @@ from resq_plugin.comparison import expand
 from resq_plugin.conversion import checkpoint_config
 from resq_plugin.errors import ConfigError, ConversionError, ReportError
 from resq_plugin.evaluation import Agreement, MeanIoU, evaluate
+from resq_plugin.report import draw_labels
 
 SHAPE = (1, 3, 12, 16)
 
@@ -178,7 +179,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert resumed.rows == whole.rows
     counting.calls = 0
     compare(counting(*network()).eval(), film(24), SETTINGS, folder=tmp_path / "killed", **COMMON)
-    assert counting.calls <= 3  # nothing is measured again
+    assert counting.calls <= 2 + 4 * 18  # nothing is measured again; float and three settings are shown
 
 
 def test_another_sweep_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -257,6 +258,31 @@ def test_a_report_and_a_figure_are_written(tmp_path: Path) -> None:
     html = found.report(tmp_path / "report.html").read_text(encoding="utf-8")
     assert found.finding.split(":")[0] in html
     assert "agreement" in html
+
+
+def test_schemes_are_shown_side_by_side_as_they_were_measured(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    net, frames = network(), film(24)
+    found = compare(net, frames, SETTINGS, folder=tmp_path, **COMMON)
+    assert found.showcase is not None
+    assert list(found.showcase.columns)[:2] == ["Video", "Float"]
+    assert sum(name.startswith(("Frame", "ResQ", "Dynamic")) for name in found.showcase.columns) == 3
+    assert any(name.startswith("Bits per pixel") for name in found.showcase.columns)
+    assert {len(pictures) for pictures in found.showcase.columns.values()} == {18}
+    with torch.no_grad():
+        labels = [network()(frame[None]).argmax(1) for frame in frames[6:]]
+    pictures = found.showcase.columns["Video"]
+    drawn = draw_labels()
+    for shown, picture, label in zip(found.showcase.columns["Float"], pictures, labels, strict=True):
+        assert torch.equal(shown, drawn(picture, label))
+    assert [type(module) for module in net] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
+    assert found.film(tmp_path / "compare.mp4").stat().st_size > 1000
+
+
+def test_without_pictures_a_film_says_what_to_give() -> None:
+    found = compare(network(), film(20), ["W8A8"], **COMMON)
+    with pytest.raises(ConfigError, match=r"there are no pictures of this comparison; give compare a folder"):
+        found.film("film.mp4")
 
 
 # --- messages -----------------------------------------------------------------------------------------------------
