@@ -7,11 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from resq_plugin.report.rows import Row, row_label
-from resq_plugin.report.style import COLOURS, SCHEMES
+from resq_plugin.report.style import SCHEMES, Look, colours_of
 
-__all__ = ["FLOAT_LOOK", "curve_label", "group_curves", "looks_of", "varies"]
+__all__ = ["curve_label", "float_look", "group_curves", "looks_of", "varies"]
 
-FLOAT_LOOK: dict[str, Any] = {"color": COLOURS["float"], "linestyle": (0, (6, 3)), "linewidth": 1.2}
+LIGHT = Look()
+
+
+def float_look(look: Look = LIGHT) -> dict[str, Any]:
+    """Options of the line of the float model."""
+    return {"color": colours_of(look)["float"], "linestyle": (0, (6, 3)), "linewidth": 1.2}
+
 
 _MARKERS = ("o", "s", "D", "^", "v", "h", "<", ">")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
@@ -56,7 +62,7 @@ def curve_label(curve: Sequence[Row]) -> str:
     return label
 
 
-def looks_of(curves: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+def looks_of(curves: Iterable[tuple[str, int]], look: Look = LIGHT) -> list[dict[str, Any]]:
     """Return the options of matplotlib's ``plot`` for curves, each given by its scheme and its number of points.
 
     The colour is the scheme's; marker and dashes tell curves of one scheme apart.
@@ -66,13 +72,18 @@ def looks_of(curves: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
     looks: list[dict[str, Any]] = []
     for scheme, points in curves:
         if scheme == "float":
-            looks.append(dict(FLOAT_LOOK))
+            looks.append(float_look(look))
             continue
         line = next(dashes[scheme]) if points > 1 else "none"
-        look = {"color": COLOURS[scheme], "marker": next(markers[scheme]), "linestyle": line}
+        options = {
+            "color": colours_of(look)[scheme],
+            "clip_on": False,
+            "marker": next(markers[scheme]),
+            "linestyle": line,
+        }
         if scheme == "frame":  # large and hollow, so that points on top of each other are all seen
-            look |= {"markerfacecolor": "none", "markersize": 8, "markeredgewidth": 1.5}
+            options |= {"markerfacecolor": "none", "markersize": 8, "markeredgewidth": 1.5}
         else:
-            look |= {"markeredgecolor": "white", "markeredgewidth": 0.8}
-        looks.append(look)
+            options |= {"markeredgecolor": "#1a1d24" if look.dark else "white", "markeredgewidth": 0.8}
+        looks.append(options)
     return looks

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from resq_plugin.errors import ReportError
-from resq_plugin.report.curves import FLOAT_LOOK, curve_label, group_curves, looks_of, varies
+from resq_plugin.report.curves import LIGHT, curve_label, float_look, group_curves, looks_of, varies
 from resq_plugin.report.rows import Row, check_rows
-from resq_plugin.report.style import COLOURS, SCHEMES, figure
+from resq_plugin.report.style import SCHEMES, Look, colours_of, figure
 
 __all__ = ["Series", "accuracy_by_distance", "accuracy_over_bops"]
 
@@ -40,7 +40,9 @@ class Series:
     values: Sequence[float]
 
 
-def accuracy_over_bops(rows: Sequence[Row], path: Path, *, title: str = "Accuracy over bit operations") -> Path:
+def accuracy_over_bops(
+    rows: Sequence[Row], path: Path, *, title: str = "Accuracy over bit operations", look: Look = LIGHT
+) -> Path:
     """Draw accuracy over cost (Fig. 7): one curve per scheme and precision, points along it are intervals T.
 
     Rows of one scheme and precision that also agree in ``threshold``, ``reference`` and ``weights`` make one curve;
@@ -50,8 +52,9 @@ def accuracy_over_bops(rows: Sequence[Row], path: Path, *, title: str = "Accurac
 
     Args:
         rows: results, see `resq_plugin.report.rows`.
-        path: the PNG to write.
+        path: the .png or .svg to write.
         title: of the figure.
+        look: of the page it is for.
 
     Returns:
         The path.
@@ -65,23 +68,40 @@ def accuracy_over_bops(rows: Sequence[Row], path: Path, *, title: str = "Accurac
     if not curves:
         msg = "there are only float rows; accuracy over bit operations needs at least one of frame, resq, dynamic."
         raise ReportError(msg)
-    legend_rows = -(-(len(curves) + 1) // 3)
-    with figure(path, 10.0, 4.0 + _LEGEND_ROW * legend_rows) as drawing:
-        left, right = drawing.subplots(1, 2)
-        _draw(left, rows, curves, "accuracy")
-        left.set_title(title)
-        left.margins(x=0.06, y=0.08)
-        left.set_ylabel(f"{rows[0]['metric']} [%]")
-        _draw(right, rows, curves, "agreement")
-        right.set_title("Agreement with float, the best rows")
-        right.set_ylabel("agreement [%]")
-        _show_best(right, curves)
-        handles, labels = left.get_legend_handles_labels()
-        drawing.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=2.6, columnspacing=1.6)
+    both = rows[0]["metric"] != "agreement" and _worth_a_panel(curves)
+    panels, columns = 2 if both else 1, 1 if look.narrow else 3
+    legend = _LEGEND_ROW * -(-(len(curves) + 1) // columns)
+    width, height = (4.1, 3.1 * panels) if look.narrow else (10.0 if both else 7.6, 4.0)
+    with figure(path, width, height + legend, look) as drawing:
+        axes = (
+            drawing.subplots(panels, 1, squeeze=False)[:, 0]
+            if look.narrow
+            else drawing.subplots(1, panels, squeeze=False)[0]
+        )
+        _draw(axes[0], rows, curves, "accuracy", look)
+        axes[0].set_title(title)
+        axes[0].margins(x=0.06, y=0.08)
+        axes[0].set_ylabel(f"{rows[0]['metric']} [%]")
+        if both:
+            _draw(axes[1], rows, curves, "agreement", look)
+            axes[1].set_title("Agreement with float, the best rows")
+            axes[1].set_ylabel("agreement [%]")
+            _show_best(axes[1], curves)
+        handles, labels = axes[0].get_legend_handles_labels()
+        drawing.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.6)
     return path
 
 
-def accuracy_by_distance(series: Sequence[Series], path: Path, *, metric: str = "mIoU", title: str = "") -> Path:
+def _worth_a_panel(curves: Sequence[Sequence[Row]]) -> bool:
+    """Whether the panel of the best rows would have more than one point."""
+    rows = list(itertools.chain.from_iterable(curves))
+    best = max(float(row["agreement"]) for row in rows)
+    return sum(float(row["agreement"]) >= best - _NEAR for row in rows) > 1
+
+
+def accuracy_by_distance(
+    series: Sequence[Series], path: Path, *, metric: str = "mIoU", title: str = "", look: Look = LIGHT
+) -> Path:
     """Draw accuracy over the distance from the last keyframe (Fig. 9).
 
     Args:
@@ -89,6 +109,7 @@ def accuracy_by_distance(series: Sequence[Series], path: Path, *, metric: str = 
         path: the PNG to write.
         metric: what the values are.
         title: of the figure.
+        look: of the page it is for.
 
     Returns:
         The path.
@@ -101,32 +122,37 @@ def accuracy_by_distance(series: Sequence[Series], path: Path, *, metric: str = 
         found = [(curve.label, curve.scheme, len(curve.values)) for curve in series]
         msg = f"curves (label, scheme, values) are {found}; give at least one, each with values and one of {SCHEMES}."
         raise ReportError(msg)
-    with figure(path, 7.6, 3.4 + _LEGEND_ROW * -(-len(series) // 2)) as drawing:
+    columns = 1 if look.narrow else 2
+    size = 4.1 if look.narrow else 7.6, 3.4 + _LEGEND_ROW * -(-len(series) // columns)
+    with figure(path, *size, look) as drawing:
         axes = drawing.add_subplot()
-        for curve, look in zip(series, looks_of((curve.scheme, len(curve.values)) for curve in series), strict=True):
-            axes.plot(range(len(curve.values)), curve.values, label=curve.label, **look)
+        looks = looks_of(((curve.scheme, len(curve.values)) for curve in series), look)
+        for curve, options in zip(series, looks, strict=True):
+            axes.plot(range(len(curve.values)), curve.values, label=curve.label, **options)
         axes.set_xticks(range(max(len(curve.values) for curve in series)))
         axes.margins(x=0.03, y=0.1)
         axes.set_xlabel("Distance from the keyframe [frames]")
         axes.set_ylabel(f"{metric} [%]")
         axes.set_title(title or "Accuracy by distance from the keyframe")
-        drawing.legend(loc="outside lower center", ncols=2, handlelength=2.6)
+        drawing.legend(loc="outside lower center", ncols=columns, handlelength=2.6)
     return path
 
 
-def _draw(axes: Any, rows: Sequence[Row], curves: Sequence[Sequence[Row]], key: str) -> None:
+def _draw(axes: Any, rows: Sequence[Row], curves: Sequence[Sequence[Row]], key: str, look: Look) -> None:
     """Draw one key of the rows over their cost."""
     for index, row in enumerate(row for row in rows if row["scheme"] == "float"):
-        axes.axhline(row[key], label="Float" if index == 0 else None, **FLOAT_LOOK)
-    for curve, look in zip(curves, looks_of((str(curve[0]["scheme"]), len(curve)) for curve in curves), strict=True):
+        axes.axhline(row[key], label="Float" if index == 0 else None, **float_look(look))
+    looks = looks_of(((str(curve[0]["scheme"]), len(curve)) for curve in curves), look)
+    for curve, options in zip(curves, looks, strict=True):
         costs = [row["gbops_per_frame"] for row in curve]
-        axes.plot(costs, [row[key] for row in curve], label=curve_label(curve), **look)
+        clipped = {**options, "clip_on": key == "agreement"}  # the panel of agreement shows the best rows only
+        axes.plot(costs, [row[key] for row in curve], label=curve_label(curve), **clipped)
         if varies(curve, "interval"):
-            _name_intervals(axes, curve, key)
+            _name_intervals(axes, curve, key, look)
     costs = [row["gbops_per_frame"] for curve in curves for row in curve]
     if max(costs) > _WIDE * min(costs):
         _logarithmic(axes, costs)
-    axes.set_xlabel("GBOPs per frame")
+    axes.set_xlabel("GBOPs per frame (fewer is better)")
 
 
 def _show_best(axes: Any, curves: Sequence[Sequence[Row]]) -> None:
@@ -144,7 +170,7 @@ def _show_best(axes: Any, curves: Sequence[Sequence[Row]]) -> None:
         axes.set_xlim(min(costs) - margin, max(costs) + margin)
 
 
-def _name_intervals(axes: Any, curve: Sequence[Row], key: str) -> None:
+def _name_intervals(axes: Any, curve: Sequence[Row], key: str, look: Look) -> None:
     """Write T at the points of a curve; above for Dynamic-ResQ, which tends to lie above the others."""
     offset, side = ((0, 6), "bottom") if curve[0]["scheme"] == "dynamic" else ((4, -6), "top")
     for index, row in enumerate(curve):
@@ -156,7 +182,7 @@ def _name_intervals(axes: Any, curve: Sequence[Row], key: str) -> None:
             ha="center",
             va=side,
             fontsize=7.5,
-            color=COLOURS[row["scheme"]],
+            color=colours_of(look)[str(row["scheme"])],
             annotation_clip=True,
         )
 

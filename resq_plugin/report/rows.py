@@ -70,7 +70,7 @@ def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]
     ...     gbops_per_frame=4.8, relative_bops=0.5)
     >>> headings, table = table_of([row])
     >>> headings
-    ('Scheme', 'Precision', 'T', 'mIoU', 'Agreement', 'GBOPs', 'BOPs %')
+    ('Scheme', 'Precision', 'T', 'mIoU', 'Agreement', 'GBOPs', 'Saved %')
     >>> table
     [('ResQ', 'W8A8→W4A4', '3', '91.3', '98.4', '4.80', '50.0')]
     """
@@ -83,7 +83,7 @@ def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]
         "/".join(metrics): lambda row: f"{row['accuracy']:.1f}",
         "Agreement": lambda row: "" if row["agreement"] is None else f"{row['agreement']:.1f}",
         "GBOPs": lambda row: f"{row['gbops_per_frame']:.{2 if row['gbops_per_frame'] < 100 else 0}f}",
-        "BOPs %": lambda row: f"{100 * row['relative_bops']:.1f}",
+        "Saved %": lambda row: "–" if row["scheme"] == "float" else f"{100 - 100 * row['relative_bops']:.1f}",
     }
     columns.pop("agreement", None)
     if all(row["agreement"] is None for row in rows):
@@ -100,7 +100,9 @@ def rich_table(rows: Sequence[Row], title: str | None = None) -> Table:
         ReportError: a row is incomplete.
     """
     check_rows(rows)
-    caption = "GBOPs per frame; BOPs % of those of frame quantization at W8A8;\nagreement with the float model in %"
+    caption = (
+        "GBOPs per frame; bit operations saved against W8A8, frame by frame;\nagreement with the float model in %"
+    )
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     headings, lines = table_of(rows)
     for index, heading in enumerate(headings):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
 
-__all__ = ["BIT_COLOURS", "COLOURS", "NAMES", "SCHEMES", "bit_colour", "figure"]
+__all__ = ["BIT_COLOURS", "COLOURS", "LOOKS", "NAMES", "SCHEMES", "Look", "bit_colour", "colours_of", "figure"]
 
 SCHEMES = ("float", "frame", "resq", "dynamic")
 NAMES = {"float": "Float", "frame": "Frame quantization", "resq": "ResQ", "dynamic": "Dynamic-ResQ"}
 
 # Okabe and Ito: told apart with every common colour blindness, and by their brightness in grey print.
 COLOURS = {"float": "#4d4d4d", "frame": "#d55e00", "resq": "#0072b2", "dynamic": "#009e73"}
+
+_ON_DARK = {"float": "#c3c7cf", "frame": "#f08a3c", "resq": "#58b0ea", "dynamic": "#35c795"}
 
 # Dark blue, light blue and yellow as in Fig. 6, in order of brightness.
 BIT_COLOURS = ("#1b2a6b", "#6db4e8", "#f7d13d", "#d7642c", "#7a1f1f")
@@ -51,21 +54,62 @@ _RC = {
 }
 
 
+@dataclass(frozen=True)
+class Look:
+    """Where a figure is seen.
+
+    Attributes:
+        dark: on a dark page.
+        narrow: on a phone, where panels stand below each other.
+    """
+
+    dark: bool = False
+    narrow: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Part of a file's name."""
+        return ("-dark" if self.dark else "") + ("-narrow" if self.narrow else "")
+
+
+LOOKS = tuple(Look(dark, narrow) for narrow in (True, False) for dark in (True, False))
+"""All of them, the most particular first; the last is the plain one."""
+
+_DARK_RC = {
+    "text.color": "#e4e7ec",
+    "axes.edgecolor": "#7b828f",
+    "axes.facecolor": "#1a1d24",
+    "axes.labelcolor": "#e4e7ec",
+    "axes.titlecolor": "#e4e7ec",
+    "grid.color": "#323844",
+    "xtick.color": "#b4bac5",
+    "ytick.color": "#b4bac5",
+    "figure.facecolor": "#1a1d24",
+    "savefig.facecolor": "#1a1d24",
+}
+
+
+def colours_of(look: Look) -> dict[str, str]:
+    """The colours of the schemes on a page of that look."""
+    return _ON_DARK if look.dark else COLOURS
+
+
 def bit_colour(bits: int, pool: tuple[int, ...]) -> str:
     """Return the colour of one bit width of a pool, dark for few bits."""
     return BIT_COLOURS[min(pool.index(bits), len(BIT_COLOURS) - 1)]
 
 
 @contextmanager
-def figure(path: Path, width: float, height: float) -> Iterator[Any]:
-    """Give a `matplotlib.figure.Figure` in the common style, and save it as PNG afterwards.
+def figure(path: Path, width: float, height: float, look: Look | None = None) -> Iterator[Any]:
+    """Give a `matplotlib.figure.Figure` in the common style, and save it afterwards.
 
     pyplot and its global figures are left alone, so that figures can be made in any thread of a larger program.
 
     Args:
-        path: the PNG to write; folders above it are made.
+        path: the .png or .svg to write; folders above it are made.
         width: in inches.
         height: in inches.
+        look: of the page; a light one unless given.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -74,12 +118,14 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
     matplotlib = need("matplotlib")
     make = need("matplotlib.figure").Figure
     need("matplotlib.backends.backend_agg")
-    with matplotlib.rc_context(_RC):
+    kind = path.suffix.removeprefix(".").lower()
+    settings = {**_RC, **(_DARK_RC if look and look.dark else {}), "svg.hashsalt": "resq"}
+    with matplotlib.rc_context(settings):
         drawing = make(figsize=(width, height), dpi=DPI, layout="constrained")
         yield drawing
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            drawing.savefig(path, format="png", metadata={"Software": None})
+            drawing.savefig(path, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
         except OSError as error:
             msg = f"cannot write {path}: {error.strerror or error}; name a file in a folder you may write to."
             raise ReportError(msg) from error

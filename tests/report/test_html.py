@@ -112,19 +112,19 @@ def test_figures_are_inside_byte_for_byte(tmp_path: Path, figure: ReportFigure) 
 
 def test_every_row_is_in_the_table(tmp_path: Path, figure: ReportFigure) -> None:
     headings, *lines = Page(report(tmp_path, figure)).rows
-    assert headings == ["Scheme", "Precision", "τ", "T", "mIoU", "Agreement", "GBOPs", "BOPs %"]
+    assert headings == ["Scheme", "Precision", "τ", "T", "mIoU", "Agreement", "GBOPs", "Saved %"]
     assert lines == [
-        ["Float", "float", "", "1", "81.2", "98.8", "151", "1600.0"],
-        ["Frame", "W8A8", "", "1", "81.2", "98.8", "4.72", "100.0"],
+        ["Float", "float", "", "1", "81.2", "98.8", "151", "–"],
+        ["Frame", "W8A8", "", "1", "81.2", "98.8", "4.72", "0.0"],
         ["ResQ", "W8A8→W4A4", "", "3", "81.2", "98.8", "4.72", "50.0"],
-        ["Dynamic-ResQ", "W8A8→W4A{0,4,8}", "0.15", "3", "81.2", "98.8", "4.72", "39.1"],
+        ["Dynamic-ResQ", "W8A8→W4A{0,4,8}", "0.15", "3", "81.2", "98.8", "4.72", "60.9"],
     ]
 
 
 def test_without_labels_agreement_is_shown_once(tmp_path: Path, figure: ReportFigure) -> None:
     rows = [{**values, "metric": "agreement"} for values in ROWS[:3]]
     headings, *_ = Page(report(tmp_path, figure, rows=rows)).rows
-    assert headings == ["Scheme", "Precision", "T", "Agreement", "GBOPs", "BOPs %"]
+    assert headings == ["Scheme", "Precision", "T", "Agreement", "GBOPs", "Saved %"]
 
 
 def test_values_are_escaped(tmp_path: Path, figure: ReportFigure) -> None:
@@ -187,7 +187,7 @@ def test_terminal_table_fits_eighty_columns() -> None:
     console.print(rich_table(ROWS, title="Results"))
     text = console.export_text()
     assert "…" not in text
-    for expected in ("W8A8→W4A{0,4,8}", "0.15", "1600.0", "Agreement", "Dynamic-ResQ"):
+    for expected in ("W8A8→W4A{0,4,8}", "0.15", "60.9", "–", "Agreement", "Dynamic-ResQ"):
         assert expected in text
 
 
