@@ -10,15 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
+from resq_plugin.comparison.pages import draw_report
 from resq_plugin.comparison.settings import Setting, checkpoint_path
 from resq_plugin.comparison.showcase import Showcase
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ConfigError
 from resq_plugin.report import (
-    ReportFigure,
     Row,
-    Series,
-    accuracy_by_distance,
     accuracy_over_bops,
     cheapest,
     describe_machine,
@@ -150,33 +148,27 @@ class Comparison:
         return write_film(Path(path), self.showcase.columns, rate=rate)
 
     def report(self, path: str | Path, *, title: str = "ResQ on your video") -> Path:
-        """Write one HTML page: sentence, table, figures, settings and machine. Figures lie beside it.
+        """Write one HTML page: sentence, table, film, figures, worst layers, cost by module, settings and machine.
+
+        Figures and film lie beside it in a folder ``figures``.
 
         Raises:
-            MissingExtraError: matplotlib or jinja2 is not installed.
+            MissingExtraError: a package of the extra ``report`` is not installed.
             ReportError: the file cannot be written.
         """
         path = Path(path)
-        figures = [
-            ReportFigure(
-                accuracy_over_bops(self.rows, path.parent / "accuracy_over_bops.png"),
-                "Accuracy over bit operations",
-                "Up and to the left is better; T is the interval, τ the threshold.",
-            )
-        ]
-        longest = max(row["interval"] for row in self.rows)
-        curves = [
-            Series(row_label(row), row["scheme"], [_nan(value) for value in row["agreement_by_distance"]])
-            for row in self.rows
-            if row["interval"] == longest > 1
-        ]
-        if curves:
-            name, title_of = path.parent / "agreement_by_distance.png", "Agreement with float, by distance"
-            drawn = accuracy_by_distance(curves, name, metric="agreement", title=title_of)
-            figures.append(ReportFigure(drawn, title_of, "How far a keyframe carries."))
-        details = {"Run": self.details, "Machine": describe_machine()}
+        figures, tables = draw_report(self.rows, self.showcase, path.parent / "figures")
+        details = {"Run": {**self.details, **self._limits()}, "Machine": describe_machine()}
         summary = " ".join(filter(None, [self.finding, *self.notes]))
-        return write_report(path, title, self.rows, figures, details, summary=summary)
+        return write_report(path, title, self.rows, figures, details, summary=summary, tables=tables)
+
+    def _limits(self) -> dict[str, str]:
+        """What the paper names as limits, of the rows with residual frames: peak and state."""
+        streams = [row for row in self.rows if row["interval"] > 1 and "gbops_peak" in row]
+        if not streams:
+            return {}
+        peak, state = (max(float(row[key]) for row in streams) for key in ("gbops_peak", "state_megabytes"))
+        return {"Peak": f"{peak:.4g} GBOPs, the keyframe", "Memory of a stream": f"{state:.4g} MB"}
 
 
 def _arguments(config: ResQConfig) -> str:
@@ -195,10 +187,6 @@ def _difference(value: Any, default: Any) -> Any:
     if not isinstance(value, dict) or not isinstance(default, dict):
         return value
     return {name: item for name, item in value.items() if item != default.get(name)}
-
-
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _plain(renderable: Any, width: int) -> str:

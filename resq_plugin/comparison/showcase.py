@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from resq_plugin.comparison.settings import Setting, checkpoint_path
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion import convert, evaluating, load_checkpoint, revert
+from resq_plugin.cost import Cost, measure_cost
+from resq_plugin.evaluation import LayerError, measure_layers
 from resq_plugin.method import Stream, residual_layers, stream
 from resq_plugin.report import Draw, Row, cheapest, draw_bits, drawer_of, level_of, pictures_of, row_label
 
@@ -29,10 +31,16 @@ class Showcase:
     Attributes:
         columns: title to one picture per frame, the video first.
         interval: T of the streams that are shown.
+        over_time: name of a row to the share of equal values of each frame, in percent; of integer predictions.
+        layers: errors of every layer of the row of ResQ.
+        cost: of that row.
     """
 
     columns: Mapping[str, Sequence[Tensor]]
     interval: int
+    over_time: Mapping[str, Sequence[float]]
+    layers: Sequence[LayerError]
+    cost: Cost | None
 
 
 def chosen_rows(rows: Sequence[Row]) -> list[Row]:
@@ -83,7 +91,8 @@ def make_showcase(
             return None
         columns: dict[str, Sequence[Tensor]] = {"Video": pictures}
         columns["Float"] = [paint(image, labels) for image, labels in zip(pictures, found, strict=True)]
-        longest = 1
+        longest, layers, cost = 1, [], None
+        over_time: dict[str, list[float]] = {}
         for row in chosen_rows(rows):
             config = configs[row["setting"]]
             if config is None:
@@ -92,10 +101,17 @@ def make_showcase(
             convert(model, config, example=shown[0])
             try:
                 load_checkpoint(model, checkpoint_path(folder, Setting(config)))
-                columns |= _columns(model, shown, pictures, row, predict, paint)
+                drawn, predictions = _columns(model, shown, pictures, row, predict, paint)
+                columns |= drawn
+                if not found[0].is_floating_point():
+                    pairs = zip(predictions, found, strict=True)
+                    over_time[row_label(row)] = [100 * float((a == b).double().mean()) for a, b in pairs]
+                if row["scheme"] == "resq":
+                    layers = measure_layers(model, shown[: 2 * row["interval"]], row["interval"])
+                    cost = measure_cost(model, shown[0].shape)
             finally:
                 revert(model)
-    return Showcase(columns, longest)
+    return Showcase(columns, longest, over_time, layers, cost)
 
 
 def _columns(
@@ -105,17 +121,18 @@ def _columns(
     row: Row,
     predict: Callable[[Any], Tensor],
     paint: Draw,
-) -> dict[str, list[Tensor]]:
-    drawn, bits = [], []
+) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+    drawn, bits, found = [], [], []
     pool = next(iter(_pools(model)), ())
     with stream(model, record_choices=True, interval=row["interval"]) as video:
         for frame, image in zip(frames, pictures, strict=True):
-            drawn.append(paint(image, predict(video(frame)).cpu()))
+            found.append(predict(video(frame)).cpu())
+            drawn.append(paint(image, found[-1]))
             bits.append(draw_bits(image, _mean_bits(video, image, pool), pool) if pool else image)
     columns = {row_label(row): drawn}
     if pool:
         columns[f"Bits per pixel, {min(pool)} (dark) to {max(pool)}"] = bits
-    return columns
+    return columns, found
 
 
 def _pools(model: nn.Module) -> list[tuple[int, ...]]:

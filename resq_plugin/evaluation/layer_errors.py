@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +116,7 @@ def measure_layers(model: nn.Module, frames: Sequence[Tensor], interval: int) ->
 
 def _error(name: str, sums: dict[str, float]) -> LayerError:
     def relative(key: str) -> float:
-        return (sums[key] / max(sums["z"], 1e-30)) ** 0.5
+        return math.sqrt(sums[key] / max(sums["z"], 1e-30))
 
     return LayerError(
         name,

@@ -100,7 +100,13 @@ def _worth_a_panel(curves: Sequence[Sequence[Row]]) -> bool:
 
 
 def accuracy_by_distance(
-    series: Sequence[Series], path: Path, *, metric: str = "mIoU", title: str = "", look: Look = LIGHT
+    series: Sequence[Series],
+    path: Path,
+    *,
+    metric: str = "mIoU",
+    title: str = "",
+    look: Look = LIGHT,
+    x: str = "Distance from the keyframe [frames]",
 ) -> Path:
     """Draw accuracy over the distance from the last keyframe (Fig. 9).
 
@@ -110,6 +116,7 @@ def accuracy_by_distance(
         metric: what the values are.
         title: of the figure.
         look: of the page it is for.
+        x: what values are over.
 
     Returns:
         The path.
@@ -129,9 +136,10 @@ def accuracy_by_distance(
         looks = looks_of(((curve.scheme, len(curve.values)) for curve in series), look)
         for curve, options in zip(series, looks, strict=True):
             axes.plot(range(len(curve.values)), curve.values, label=curve.label, **options)
-        axes.set_xticks(range(max(len(curve.values) for curve in series)))
+        longest = max(len(curve.values) for curve in series)
+        axes.set_xticks(range(0, longest, -(-longest // 12)))
         axes.margins(x=0.03, y=0.1)
-        axes.set_xlabel("Distance from the keyframe [frames]")
+        axes.set_xlabel(x)
         axes.set_ylabel(f"{metric} [%]")
         axes.set_title(title or "Accuracy by distance from the keyframe")
         drawing.legend(loc="outside lower center", ncols=columns, handlelength=2.6)

@@ -15,7 +15,7 @@ from torch import Tensor
 from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
 
-__all__ = ["tiles", "write_film"]
+__all__ = ["tiles", "write_film", "write_strip"]
 
 GAP = 4
 TITLE = 22
@@ -58,8 +58,42 @@ def write_film(path: Path, columns: Mapping[str, Sequence[Tensor]], *, rate: flo
     return path
 
 
-def tiles(columns: Mapping[str, Sequence[Tensor]], widest: int = WIDEST) -> list[NDArray[np.uint8]]:
+def write_strip(path: Path, columns: Mapping[str, Sequence[Tensor]], frames: Sequence[int]) -> Path:
+    """Write some of the pictures as one PNG: a row for each scheme, a column for each frame.
+
+    Args:
+        path: the .png to write; folders above it are made.
+        columns: title to pictures (3, H, W), uint8, of one size and number.
+        frames: numbers of the frames that are shown.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+        ReportError: pictures do not fit, or the file cannot be written.
+    """
+    chosen = {name: [pictures[index] for index in frames] for name, pictures in columns.items()}
+    rows = []
+    for name, pictures in chosen.items():
+        shown = {
+            f"{name}, frame {index}" if place == 0 else f"frame {index}": [picture]
+            for place, (index, picture) in enumerate(zip(frames, pictures, strict=True))
+        }
+        rows.append(torch.from_numpy(tiles(shown, len(shown))[0]).permute(2, 0, 1))
+    image = _joined(rows, 1).permute(1, 2, 0).numpy()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        need("PIL.Image", "report").fromarray(np.ascontiguousarray(image)).save(path, format="PNG")
+    except OSError as error:
+        msg = f"cannot write {path}: {error.strerror or error}; name a file in a folder you may write to."
+        raise ReportError(msg) from error
+    return path
+
+
+def tiles(columns: Mapping[str, Sequence[Tensor]], across: int | None = None) -> list[NDArray[np.uint8]]:
     """Return frames (H, W, 3), uint8, of even size, with all pictures of a moment and their titles.
+
+    Args:
+        columns: title to pictures (3, H, W), uint8.
+        across: how many stand side by side; up to three, or half of them.
 
     Raises:
         ReportError: there is no picture, or they differ in size or number.
@@ -70,8 +104,8 @@ def tiles(columns: Mapping[str, Sequence[Tensor]], widest: int = WIDEST) -> list
         msg = f"the pictures of a film must be of one size and number; found {found}."
         raise ReportError(msg)
     ((count, _, height, width),) = shapes
-    across = len(columns) if len(columns) <= 3 else -(-len(columns) // 2)
-    shrink = min(1.0, (widest - GAP * (across - 1)) / (across * width))
+    across = across or (len(columns) if len(columns) <= 3 else -(-len(columns) // 2))
+    shrink = min(1.0, (WIDEST - GAP * (across - 1)) / (across * width))
     size = max(1, round(height * shrink)), max(1, round(width * shrink))
     titles = {name: _title(name, size[1]) for name in columns}
     frames = []

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
 from resq_plugin.report.rows import Row, check_rows, table_of
-from resq_plugin.report.style import COLOURS
+from resq_plugin.report.style import COLOURS, LOOKS, Look, colours_of
 
-__all__ = ["ReportFigure", "write_report"]
+__all__ = ["ReportFigure", "ReportTable", "figure_of", "write_report"]
 
 _TEMPLATE = "report.html.j2"
+_WIDE = ("Agreement", "GBOPs")
+"""Columns of results that a phone leaves out; the accuracy and what is saved stay in sight."""
+_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,48 @@ class ReportFigure:
     """A figure of a report.
 
     Attributes:
-        path: a PNG; it is copied into the HTML.
+        path: a PNG, SVG or MP4; it is copied into the HTML.
         title: also the text for those who cannot see it.
         caption: what it shows and how to read it.
+        looks: the same for dark pages and for phones, where there is such a file.
     """
 
     path: Path
     title: str
     caption: str = ""
+    looks: Mapping[Look, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table of a report.
+
+    Attributes:
+        title: headline.
+        headings: of the columns; the first two are text.
+        lines: cells, as text.
+        caption: how to read it.
+        wide: numbers of the columns that phones leave out.
+    """
+
+    title: str
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    caption: str = ""
+    wide: Sequence[int] = ()
+
+
+def figure_of(draw: Callable[[Path, Look], Path], path: Path, title: str, caption: str = "") -> ReportFigure:
+    """Draw a figure in every look.
+
+    Args:
+        draw: draws it to a path in a look.
+        path: the .svg of the plain look; the others lie beside it.
+        title: also the text for those who cannot see it.
+        caption: what it shows and how to read it.
+    """
+    looks = {look: draw(path.with_name(f"{path.stem}{look.suffix}{path.suffix}"), look) for look in LOOKS}
+    return ReportFigure(looks.pop(Look()), title, caption, looks)
 
 
 def write_report(
@@ -41,6 +79,7 @@ def write_report(
     details: Mapping[str, Mapping[str, object]],
     *,
     summary: str = "",
+    tables: Sequence[ReportTable] = (),
 ) -> Path:
     """Write one self-contained HTML file: no scripts, no links, images embedded.
 
@@ -51,6 +90,7 @@ def write_report(
         figures: in the order they are shown.
         details: heading to names and values, e.g. ``{"Settings": {...}, "Machine": describe_machine()}``.
         summary: what was found, in a sentence or two.
+        tables: further ones, below the figures.
 
     Returns:
         The path.
@@ -80,9 +120,12 @@ def write_report(
         summary=summary,
         headings=headings,
         table=table,
-        figures=[{"title": item.title, "caption": item.caption, "data": _embed(item.path)} for item in figures],
+        wide=[name for name in _WIDE if name in headings and rows[0]["metric"] != name.lower()],
+        figures=[_figure(item) for item in figures],
+        tables=tables,
         details=details,
         colours=COLOURS,
+        dark_colours=colours_of(Look(dark=True)),
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,9 +136,24 @@ def write_report(
     return path
 
 
+def _figure(item: ReportFigure) -> dict[str, Any]:
+    data = _embed(item.path)
+    values: dict[str, Any] = {"title": item.title, "caption": item.caption, "film": "", "data": data, "sources": []}
+    if item.path.suffix == ".mp4":
+        return {**values, "film": data}
+    for look, path in item.looks.items():
+        conditions = ["(max-width: 600px)"] * look.narrow + ["(prefers-color-scheme: dark)"] * look.dark
+        values["sources"].append({"media": " and ".join(conditions), "data": _embed(path)})
+    return values
+
+
 def _embed(path: Path) -> str:
+    kind = _TYPES.get(path.suffix)
+    if kind is None:
+        msg = f"the figure {path} is of no kind that a page shows; pass {', '.join(_TYPES)}."
+        raise ReportError(msg)
     try:
-        return base64.b64encode(path.read_bytes()).decode("ascii")
+        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
     except OSError as error:
-        msg = f"cannot read the figure {path}: {error.strerror or error}; pass PNG files that exist."
+        msg = f"cannot read the figure {path}: {error.strerror or error}; pass files that exist."
         raise ReportError(msg) from error
