@@ -146,6 +146,7 @@ def _title(text: str, width: int) -> Tensor:
     )
     image = image_module.new("RGB", (width, TITLE), "white")
     font = font_module.load_default(13)
+    text = text.replace("→", "->")  # the font that comes with Pillow has no arrow
     shown = text
     while shown and font.getlength(shown) > width - 4:
         shown = shown[:-1]
