@@ -11,13 +11,13 @@ from typing import Any
 
 from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
-from resq_plugin.report.rows import Row, check_rows, table_of
+from resq_plugin.report.rows import Row, check_rows, row_label, table_of
 from resq_plugin.report.style import COLOURS, LOOKS, Look, colours_of
 
 __all__ = ["ReportFigure", "ReportTable", "figure_of", "write_report"]
 
 _TEMPLATE = "report.html.j2"
-_WIDE = ("Agreement", "GBOPs")
+_WIDE = ("Agreement", "GBOPs", "τ", "T")
 """Columns of results that a phone leaves out; the accuracy and what is saved stay in sight."""
 _TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
 
@@ -110,6 +110,7 @@ def write_report(
         {
             "cells": line,
             "scheme": row["scheme"],
+            "extra": row_label(row).partition(", ")[2],
             "first": index == 0 or rows[index - 1]["scheme"] != row["scheme"],
             "bar": 0.0 if row["scheme"] == "float" else 100 * row["relative_bops"] / largest,
         }

@@ -58,7 +58,8 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag == "tr":
             self.rows.append([])
-        self.in_cell = tag in ("td", "th") or (self.in_cell and tag == "span")
+        for_phones = ("class", "narrow") in attrs
+        self.in_cell = tag in ("td", "th") or (self.in_cell and tag in ("span", "wbr") and not for_phones)
         if tag in ("td", "th"):
             self.rows[-1].append("")
 
