@@ -90,6 +90,7 @@ def match_state(
     found, notices = _without_prefixes({str(key): value for key, value in state.items()}, expected)
     found, dropped = _without_averages(found, expected)
     notices += dropped
+    nothing_fits = not _fitting(found, expected)
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected and not allowed(key)]
     for beginning in unused:
@@ -105,7 +106,9 @@ def match_state(
     missing = [key for key in missing if key not in counters]
     other = [key for key, value in expected.items() if key in found and _shape(found[key]) != _shape(value)]
     if missing or extra or other:
-        raise CheckpointError(_misfit(state, found, expected, (missing, extra, other), str(source), network))
+        text = _misfit(found, expected, (missing, extra, other), len(state), nothing_fits=nothing_fits)
+        msg = f"{source} does not fit {network}; the model is unchanged. {text}"
+        raise CheckpointError(msg)
     return Match(found, tuple(notices))
 
 
@@ -163,29 +166,29 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _misfit(
-    state: Mapping[str, Any],
     found: Mapping[str, Any],
     expected: Mapping[str, Tensor],
     faults: tuple[list[str], list[str], list[str]],
-    source: str,
-    network: str,
+    entries: int,
+    *,
+    nothing_fits: bool,
 ) -> str:
     missing, extra, other = faults
     parts = []
     if missing:
         parts.append(f"Missing keys: {len(missing)} of the network's {len(expected)} ({_some(missing)}).")
     if extra:
-        parts.append(f"Unexpected keys: {len(extra)} of the file's {len(state)} ({_some(extra)}).")
+        parts.append(f"Unexpected keys: {len(extra)} of the file's {entries} ({_some(extra)}).")
     if other:
         shapes = [f"{key} {_shape(found[key])} in the file, {_shape(expected[key])} in the network" for key in other]
         parts.append(f"{len(other)} size mismatch for {_some(shapes, '; ')}.")
-    if len(missing) == len(expected):
+    if nothing_fits:
         advice = "No name fits: it is of another network, or under a prefix that is not known; take that off."
     elif other and not missing and not extra:
         advice = "Set the number of classes and the widths of the network to those of the file, or take another file."
     else:
         advice = "Take the checkpoint of this very network, or build the network that it belongs to."
-    return f"{source} does not fit {network}; the model is unchanged. {' '.join(parts)} {advice}"
+    return " ".join([*parts, advice])
 
 
 def _some(names: Sequence[str], separator: str = ", ") -> str:
