@@ -226,23 +226,29 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _said_once() -> Iterator[None]:
     """Let a warning of ours be shown once, although every scheme says it again."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if not record.name.startswith("resq_") or text not in said:
-            said.add(text)
-            return True
-        return False
-
-    handlers = list(logging.getLogger().handlers)
-    for handler in handlers:
-        handler.addFilter(is_new)
+    filters = [(handler, _New()) for handler in logging.getLogger().handlers]
+    for handler, new in filters:
+        handler.addFilter(new)
     try:
         yield
     finally:
-        for handler in handlers:
-            handler.removeFilter(is_new)
+        for handler, new in filters:
+            handler.removeFilter(new)
+
+
+class _New(logging.Filter):
+    """Lets each message of ours through once, and those of others always."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is shown."""
+        text = record.getMessage()
+        is_new = not record.name.startswith("resq_") or text not in self.said
+        self.said.add(text)
+        return is_new
 
 
 @contextlib.contextmanager
