@@ -60,11 +60,13 @@ def add(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace, console: Console) -> int:
     from resq_mmengine.zoo import load_config  # noqa: PLC0415
+    from resq_plugin.conversion import read_checkpoint  # noqa: PLC0415
     from resq_plugin.report import rich_table  # noqa: PLC0415
 
     if not Path(args.checkpoint).is_file():
         msg = f"--checkpoint {args.checkpoint}: there is no such file."
         raise ConfigError(msg)
+    read_checkpoint(args.checkpoint)  # what cannot be read is said before the network and the data take their time
     config = prepare_config(
         load_config(args.config),
         precision=args.precision,
@@ -75,7 +77,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     )
     config.load_from = args.checkpoint
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _said_once():
         config.work_dir = str(args.work_dir or scratch)
         for scheme in args.schemes:
             with console.status(f"{scheme} ..."):
@@ -185,7 +187,7 @@ def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
         if scheme == "float":
             config.test_evaluator = [e for e in config.test_evaluator if e["type"] not in AGREEMENT.values()]
     config.log_level = "ERROR"
-    with _quiet():
+    with _quiet(), _errors_of_workers():
         runner = Runner.from_cfg(config)
         metrics = runner.test()
     model = FrameModel(runner.model)
@@ -211,16 +213,55 @@ def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the toolkits print, and say of their own deprecations: nothing that our user can act on."""
-    logger = logging.getLogger("resq_plugin")
-    level = logger.level
+    """Keep back what the toolkits print, and say of their own deprecations: nothing that our user can act on.
+
+    What we ourselves warn of changes a result, and is shown.
+    """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+        warnings.filterwarnings("default", module=r"resq_")
+        yield
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Let a warning of ours be shown once, although every scheme says it again."""
+    filters = [(handler, _New()) for handler in logging.getLogger().handlers]
+    for handler, new in filters:
+        handler.addFilter(new)
+    try:
+        yield
+    finally:
+        for handler, new in filters:
+            handler.removeFilter(new)
+
+
+class _New(logging.Filter):
+    """Lets each message of ours through once, and those of others always."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is shown."""
+        text = record.getMessage()
+        is_new = not record.name.startswith("resq_") or text not in self.said
+        self.said.add(text)
+        return is_new
+
+
+@contextlib.contextmanager
+def _errors_of_workers() -> Iterator[None]:
+    """Let an error of a data loader's process be the line it was there, without that process's traceback."""
+    try:
+        yield
+    except ResQError as error:
+        name = type(error).__name__
+        _, told, line = str(error).rpartition(f"{name}: ")
+        if "Original Traceback" not in str(error) or not told:
+            raise
+        raise type(error)(line.strip()) from error
 
 
 def _accuracy_name(metrics: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from torch import nn
 from resq_mmengine.agreement import FloatAgreement
 from resq_mmengine.calibration import calibrate_from_settings, is_calibrated
 from resq_mmengine.flat_state import flatten_states
+from resq_mmengine.loading import fit_checkpoint
 from resq_mmengine.refusals import check_dataloader, check_model
 from resq_mmengine.registry import HOOKS
 from resq_mmengine.safe_load import store_histories_as_numbers
@@ -146,11 +147,21 @@ class ResQHook(Hook):
         return self.settings
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Drop the ranges of a checkpoint that was calibrated for other settings, when they can be found anew.
+        """Refuse a checkpoint of another network, and drop ranges of other settings when they can be found anew.
+
+        Training may start from weights that fit in part, as MMEngine has it; what does not fit is told.
 
         Raises:
-            CheckpointError: they cannot, because the config names no calibration clips.
+            CheckpointError: it does not fit; or ranges are missing and the config names no calibration clips.
         """
+        model = _unwrap(runner.model)
+        model = model.architecture if isinstance(model, ResQModel) else model
+        try:
+            fit_checkpoint(model, checkpoint, runner._load_from or "the checkpoint")
+        except CheckpointError as error:
+            if not isinstance(runner._train_loop, BaseLoop):
+                raise
+            logger.warning("training starts all the same, with what fits: %s", error)
         saved = checkpoint.get("meta", {}).get("resq")
         if self.settings is None or saved is None:
             return
@@ -166,7 +177,7 @@ class ResQHook(Hook):
             )
             raise CheckpointError(msg)
         logger.warning("the checkpoint was calibrated with %s; its weights are used and ranges are found anew.", what)
-        kept = float_state_dict(_unwrap(runner.model)).keys()
+        kept = float_state_dict(model).keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
 
     def before_train(self, runner: Any) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from resq_mmengine.loading import load_weights
 from resq_mmengine.options import read_options
 from resq_mmengine.own_video import PipelineFrames, PredictingModel, joints_of, labels_of, open_pictures, pipeline_of
 from resq_mmengine.refusals import check_model
 from resq_mmengine.zoo import FrameModel, build_model, load_config
+from resq_plugin.conversion import read_checkpoint
 from resq_plugin.errors import ConfigError
 from resq_plugin.evaluation import Agreement, MeanIoU, Metric
 
@@ -53,6 +55,7 @@ class OwnModel:
         options: Sequence[str] = (),
     ) -> None:
         self.videos = [Path(path) for path in videos]
+        read_checkpoint(checkpoint)  # what cannot be read is said before anything takes its time
         pictures = [open_pictures(path) for path in self.videos]
         own = _function(predict) if predict else None
         config = load_config(source)
@@ -63,7 +66,7 @@ class OwnModel:
         self.transforms = pipeline_of(config, size)
         self.network = build_model(config)
         check_model(self.network)
-        load_float_weights(self.network, checkpoint)
+        load_weights(self.network, checkpoint)
         self.limit = frames
         self.frames = [self._frames(source, boxes) for source in pictures]
         if boxes is not None and len(boxes) < max(map(len, self.frames)):
@@ -109,13 +112,6 @@ class OwnModel:
             msg = "--labels takes label maps of a segmentor; leave it out to measure the agreement with float."
             raise ConfigError(msg)
         return [label_maps(folder, path, len(frames)) for path, frames in zip(self.videos, self.frames, strict=True)]
-
-
-def load_float_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Load float weights, which must fit, into a model."""
-    from mmengine.runner import load_checkpoint  # noqa: PLC0415
-
-    load_checkpoint(model, str(checkpoint), map_location="cpu", strict=True)
 
 
 def _function(text: str) -> Callable[[Any], Tensor]:

@@ -22,8 +22,8 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
-from mmengine.runner import load_checkpoint
 from PIL import Image
+from resq_mmengine.loading import load_weights
 from resq_mmengine.zoo import build_model, load_config
 from torch import nn
 from tqdm import tqdm
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config.merge_from_dict(args.cfg_options)
         dataset = unlabelled_frames(data, labeller, args.dataloader)
         model = build_model(labeller).to(args.device)
-        load_checkpoint(model, args.checkpoint, map_location="cpu", strict=True)
+        load_weights(model, args.checkpoint)
         count = make_pseudo_labels(model, dataset, args.out, progress=True)
     except ResQError as error:
         logger.error("error: %s", error)

@@ -15,10 +15,12 @@ from typing import NoReturn, TypeAlias
 
 from resq_plugin.errors import MissingExtraError
 
-__all__ = ["GROUP", "USER_ERROR", "Commands", "Parser", "add_command", "add_commands", "missing"]
+__all__ = ["GROUP", "INTERRUPTED", "USER_ERROR", "Commands", "Parser", "add_command", "add_commands", "missing"]
 
 GROUP = "resq_plugin.commands"
 USER_ERROR = 2
+INTERRUPTED = 130
+"""As a shell has it: 128 and the number of the signal."""
 
 
 class Parser(argparse.ArgumentParser):

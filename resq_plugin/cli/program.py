@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from resq_plugin import __version__
-from resq_plugin.cli.commands import USER_ERROR, Parser, add_commands
+from resq_plugin.cli.commands import INTERRUPTED, USER_ERROR, Parser, add_commands
 from resq_plugin.errors import MissingExtraError, ResQError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["main"]
 
@@ -20,8 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0, or 2 when the user can put it right, with one line on stderr that tells how.
+        The exit code: 0; 2 when the user can put it right, with one line on stderr that tells how; 130 after Ctrl-C.
     """
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nresq: interrupted\n" if sys.stderr.isatty() else "resq: interrupted\n")
+        return INTERRUPTED
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(prog="resq", description="ResQ: residual quantization for video perception.")
     parser.add_argument("--version", action="version", version=f"resq-plugin {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell what is done; with errors also where")
@@ -36,15 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.missing:
             msg = f"resq {args.command} needs a package that is not installed; write: {args.missing}"
             raise MissingExtraError(msg)
-        from rich.console import Console  # noqa: PLC0415
-
-        code: int = args.run(args, Console())
+        code: int = args.run(args, _console())
     except ResQError as error:
         if args.verbose:
             logging.getLogger(__name__).exception("the command failed")
         sys.stderr.write(f"resq {args.command}: error: {' '.join(str(error).split())}\n")
         return USER_ERROR
     return code
+
+
+def _console() -> Console:
+    """The one console of the program: names of files, layers and classes are printed as they are."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(markup=False, emoji=False)
 
 
 if __name__ == "__main__":

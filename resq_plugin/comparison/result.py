@@ -191,5 +191,5 @@ def _difference(value: Any, default: Any) -> Any:
 
 def _plain(renderable: Any, width: int) -> str:
     buffer = io.StringIO()
-    Console(file=buffer, width=width, color_system=None).print(renderable)
+    Console(file=buffer, width=width, color_system=None, markup=False, emoji=False).print(renderable)
     return buffer.getvalue().rstrip("\n")

@@ -11,18 +11,26 @@ from resq_plugin.conversion.checkpoint import (
 )
 from resq_plugin.conversion.converter import ConversionSummary, convert, float_state_dict, revert, summarize
 from resq_plugin.conversion.folding import evaluating, fold_batch_norms
+from resq_plugin.conversion.matching import Match, is_range_of, match_state, unwrap_state
+from resq_plugin.conversion.reading import numpy_globals, read_checkpoint
 
 __all__ = [
     "ConversionSummary",
+    "Match",
     "checkpoint_config",
     "convert",
     "evaluating",
     "float_state_dict",
     "fold_batch_norms",
+    "is_range_of",
     "load_checkpoint",
     "load_ranges",
+    "match_state",
+    "numpy_globals",
+    "read_checkpoint",
     "revert",
     "save_checkpoint",
     "save_ranges",
     "summarize",
+    "unwrap_state",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion.converter import float_state_dict
+from resq_plugin.conversion.matching import is_range_of, match_state, unwrap_state
+from resq_plugin.conversion.reading import read_checkpoint
 from resq_plugin.errors import CheckpointError, ConfigError
 from resq_plugin.method import ResidualLayer, residual_layers, scene_threshold, set_scene_threshold
 
 __all__ = ["checkpoint_config", "load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
 
 FORMAT_VERSION = 1
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -41,7 +44,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a file of `save_checkpoint`, or a float checkpoint, into a converted model.
 
     Float checkpoints are a state dict, or a dict with one under ``state_dict`` (as MMEngine writes), ``model`` or
-    ``model_state_dict``; ranges then stay as they are. Files are read with ``weights_only=True``.
+    ``model_state_dict``; ranges then stay as they are. Known prefixes of names (``module.``, ``model.``, ``ema_``) are
+    taken off with a warning. Files are read with ``weights_only=True``, those of MMEngine's training, too.
 
     Raises:
         CheckpointError: the file is missing, truncated, foreign or of another model; the model is unchanged.
@@ -50,7 +54,17 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if values.get("kind") == "ranges":
         msg = f"{path} holds ranges only; read it with load_ranges(model, path)."
         raise CheckpointError(msg)
-    _apply(model, next((values[key] for key in _WRAPPERS if isinstance(values.get(key), dict)), values), values, path)
+    state = unwrap_state(values)
+    if values.get("format") != "resq-plugin":
+        layers = [
+            name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, ResidualLayer)
+        ]
+        network, allowed = type(model).__name__, is_range_of(layers)
+        match = match_state(state, float_state_dict(model), source=path, network=network, allowed=allowed)
+        for notice in match.notices:
+            logger.warning("%s: %s.", path, notice)
+        state = match.state
+    _apply(model, dict(state), values, path)
 
 
 def load_ranges(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -93,21 +107,7 @@ def _write(values: dict[str, Any], model: nn.Module, path: str | os.PathLike[str
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        msg = f"{path} does not exist."
-        raise CheckpointError(msg) from error
-    except Exception as error:  # bytes that are no PyTorch file raise whatever the unpickler stumbles over
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = (
-            f"{path} is truncated or no PyTorch file that loads with weights_only=True ({reason}). "
-            "The model is unchanged."
-        )
-        raise CheckpointError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{path} holds a {type(values).__name__}, not a state dict. The model is unchanged."
-        raise CheckpointError(msg)
+    values = read_checkpoint(path)
     if values.get("format") == "resq-plugin" and values.get("version") != FORMAT_VERSION:
         msg = f"{path} has format version {values.get('version')}; this release reads version {FORMAT_VERSION}."
         raise CheckpointError(msg)

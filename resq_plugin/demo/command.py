@@ -99,7 +99,7 @@ def _data(video: Path | None, settings: DemoSettings) -> DemoData:
 
 
 def _run(data: DemoData, settings: DemoSettings, console: Console) -> DemoResult:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=steps(settings), completed=-1)
 

@@ -119,7 +119,7 @@ def test_camvid_classes_void_and_clips(tmp_path: Path) -> None:
         image(tmp_path / f"val/{name}.png", 5)
         path = tmp_path / f"valannot/{name}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.array([[0, 10, 11]] * 2, np.uint8)).save(path)
+        Image.fromarray(np.array([[0, 10, 11] * 4] * 8, np.uint8)).save(path)
     dataset = build(tmp_path, "CamVidSequence", "val", "valannot")
 
     hertz = build(tmp_path, "CamVidSequence", "val", "valannot", step=30)
@@ -133,7 +133,7 @@ def test_camvid_classes_void_and_clips(tmp_path: Path) -> None:
 def test_camvid_with_chosen_classes_keeps_void_out(tmp_path: Path) -> None:
     image(tmp_path / "val/0016E5_07959.png", 5)
     (tmp_path / "valannot").mkdir()
-    Image.fromarray(np.array([[3, 8, 11]] * 2, np.uint8)).save(tmp_path / "valannot/0016E5_07959.png")
+    Image.fromarray(np.array([[3, 8, 11] * 4] * 8, np.uint8)).save(tmp_path / "valannot/0016E5_07959.png")
     dataset = build(tmp_path, "CamVidSequence", "val", "valannot", metainfo={"classes": ("car", "road")})
 
     assert dataset[0]["data_samples"].gt_sem_seg.data.unique().tolist() == [0, 1, 255]
