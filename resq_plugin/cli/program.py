@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from resq_plugin import __version__
 from resq_plugin.cli.commands import USER_ERROR, Parser, add_commands
 from resq_plugin.errors import MissingExtraError, ResQError
+from resq_plugin.files import check_file
 
 __all__ = ["main"]
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.missing:
             msg = f"resq {args.command} needs a package that is not installed; write: {args.missing}"
             raise MissingExtraError(msg)
+        if getattr(args, "json", None):
+            check_file(args.json)  # now, rather than after minutes of work
         from rich.console import Console  # noqa: PLC0415
 
         code: int = args.run(args, Console())

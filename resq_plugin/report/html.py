@@ -11,10 +11,14 @@ from typing import Any
 
 from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
+from resq_plugin.files import write_text
 from resq_plugin.report.rows import Row, check_rows, table_of
 from resq_plugin.report.style import COLOURS, LOOKS, Look, colours_of
 
-__all__ = ["ReportFigure", "ReportTable", "figure_of", "write_report"]
+__all__ = ["GENERATOR", "ReportFigure", "ReportTable", "figure_of", "write_report"]
+
+GENERATOR = '<meta name="generator" content="resq-plugin">'
+"""A line in the head of every report, by which it is known as ours."""
 
 _TEMPLATE = "report.html.j2"
 _WIDE = ("Agreement", "GBOPs")
@@ -124,15 +128,11 @@ def write_report(
         figures=[_figure(item) for item in figures],
         tables=tables,
         details=details,
+        generator=GENERATOR,
         colours=COLOURS,
         dark_colours=colours_of(Look(dark=True)),
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(html, encoding="utf-8")
-    except OSError as error:
-        msg = f"cannot write {path}: {error.strerror or error}; name a file in a folder you may write to."
-        raise ReportError(msg) from error
+    write_text(path, html, ReportError)
     return path
 
 
