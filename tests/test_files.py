@@ -258,11 +258,29 @@ def save_report(path: Path) -> None:
     write_report(path, "Title", [row | values], [], {})
 
 
+def save_film(path: Path) -> None:
+    pytest.importorskip("av")
+    from resq_plugin.report import write_film
+
+    frames = list(torch.randint(0, 255, (8, 3, 64, 64), dtype=torch.uint8))
+    write_film(path, {"a": frames})
+
+
+def save_strip(path: Path) -> None:
+    pytest.importorskip("PIL")
+    from resq_plugin.report import write_strip
+
+    frames = list(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8))
+    write_strip(path, {"a": frames}, [0, 1])
+
+
 WRITERS: dict[str, tuple[Callable[[Path], None], type[ResQError]]] = {
     "checkpoint": (lambda path: save_checkpoint(small_model(), path), CheckpointError),
     "ranges": (lambda path: save_ranges(small_model(), path), CheckpointError),
     "json": (lambda path: write_json(path, {"values": list(range(10_000))}), ResQError),
     "figure": (save_figure, ReportError),
+    "film": (save_film, ReportError),
+    "strip": (save_strip, ReportError),
     "report": (save_report, ReportError),
 }
 
@@ -271,7 +289,7 @@ WRITERS: dict[str, tuple[Callable[[Path], None], type[ResQError]]] = {
 def test_a_full_disk_leaves_the_earlier_result(writer: str, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     write, error = WRITERS[writer]
-    path = tmp_path / "result"
+    path = tmp_path / "result.png"
     write(path)  # what it loads and makes of its own is there now
     path.write_text(OLD)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -286,7 +304,7 @@ def test_a_full_disk_leaves_the_earlier_result(writer: str, tmp_path: Path) -> N
         "what was there is unchanged."
     )
     assert path.read_text() == OLD
-    assert names(tmp_path) == ["result"]
+    assert names(tmp_path) == ["result.png"]
 
 
 def test_a_checkpoint_behind_a_link_is_written_there(tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.extras import need
 from resq_plugin.files import check_folder, written_into
 from resq_plugin.report import (
-    GENERATOR,
     MissingExtraError,
     ReportError,
     describe_machine,
     finding,
+    is_report,
     rich_table,
     write_report,
 )
@@ -104,7 +104,7 @@ def _check_out(out: Path) -> None:
     """Raise unless the folder can be written and what would be replaced there is of an earlier demo."""
     check_folder(out, ReportError, "--out")
     found = [name for name in (REPORT, *FIGURES, RESULT) if os.path.lexists(out / name)]
-    if found and not (_is_result(out / RESULT) or _is_report(out / REPORT)):
+    if found and not (_is_result(out / RESULT) or is_report(out / REPORT)):
         msg = f"{out} holds {found[0]}, which is of no earlier demo; give --out another folder, or move that file."
         raise ReportError(msg)
 
@@ -115,14 +115,6 @@ def _is_result(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and {"rows", "finding", "settings"} <= values.keys()
-
-
-def _is_report(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return GENERATOR in file.read(1000)
-    except OSError:
-        return False
 
 
 def _data(video: Path | None, settings: DemoSettings) -> DemoData:

@@ -15,7 +15,7 @@ from resq_plugin.files import write_text
 from resq_plugin.report.rows import Row, check_rows, table_of
 from resq_plugin.report.style import COLOURS, LOOKS, Look, colours_of
 
-__all__ = ["GENERATOR", "ReportFigure", "ReportTable", "figure_of", "write_report"]
+__all__ = ["ReportFigure", "ReportTable", "figure_of", "is_report", "write_report"]
 
 GENERATOR = '<meta name="generator" content="resq-plugin">'
 """A line in the head of every report, by which it is known as ours."""
@@ -73,6 +73,15 @@ def figure_of(draw: Callable[[Path, Look], Path], path: Path, title: str, captio
     """
     looks = {look: draw(path.with_name(f"{path.stem}{look.suffix}{path.suffix}"), look) for look in LOOKS}
     return ReportFigure(looks.pop(Look()), title, caption, looks)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report of ours, which another may replace."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return GENERATOR in file.read(1000)
+    except OSError:
+        return False
 
 
 def write_report(
