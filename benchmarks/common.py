@@ -19,6 +19,8 @@ from PIL import Image
 from resq_mmengine.zoo import FrameModel, build_model
 from torch import Tensor
 
+from resq_plugin.files import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATA = ROOT.parent / "shared" / "data"
 CONFIG = "mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py"
@@ -57,10 +59,7 @@ def machine() -> dict[str, Any]:
 
 def write(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(values, indent=1) + "\n")
-    part.replace(path)
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def ddrnet(checkpoint: Path | None = None, classes: int = CLASSES) -> torch.nn.Module:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from resq_plugin import ResQConfig, calibrate, convert, revert, stream
 from resq_plugin.export import HtpConfig, OrtStream, export_model, verify
+from resq_plugin.files import write_text
 
 SCHEMES = {"frame W8A8": "W8A8", "ResQ W8A8->W4A8": "W8A8->W4A8", "frame W4A8": "W4A8"}
 INTERVAL = 3
@@ -154,7 +155,7 @@ def insert(path: Path, schemes: dict[str, Any]) -> None:
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(cells)} |" for cells in rows(schemes)]
     table = "\n".join(lines)
-    path.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
+    write_text(path, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
 
 
 def rows(schemes: dict[str, Any]) -> Iterator[tuple[str, ...]]:

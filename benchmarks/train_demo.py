@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from resq_plugin.demo import HELD_OUT_SEEDS, DemoNet, SceneConfig, generate_clip, mean_iou
+from resq_plugin.files import written
 
 VALIDATION_SEEDS = HELD_OUT_SEEDS[-24:]
 
@@ -68,7 +69,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     net = train(args.steps, args.batch, args.learning_rate, args.seed)
-    torch.save({name: value.contiguous() for name, value in net.state_dict().items()}, args.out)
+    with written(args.out) as part, part.open("wb") as file:
+        torch.save({name: value.contiguous() for name, value in net.state_dict().items()}, file)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB, {sum(p.numel() for p in net.parameters())} parameters")
 
 

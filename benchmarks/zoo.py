@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from resq_plugin import ResQConfig, convert, measure_cost, summarize
 from resq_plugin.conversion import fold_batch_norms
 from resq_plugin.cost import FLOAT_BITS
+from resq_plugin.files import write_text
 
 INTERVAL = 3
 PRECISIONS = ("W8A8", "W8A8->W8A4", "W8A8->W4A4", "W4A4->W3A3")
@@ -128,7 +129,7 @@ def insert(path: Path, text: str) -> None:
     if not end:
         msg = f"{path} has no lines {BEGIN} and {END} for the table."
         raise SystemExit(msg)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    write_text(path, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -46,7 +46,7 @@ class StreamError(ResQError, RuntimeError):
 
 
 class CheckpointError(ResQError, ValueError):
-    """A file is truncated, foreign or belongs to another model. The model is unchanged."""
+    """A file is truncated, foreign, of another model or cannot be written. Model and file are unchanged."""
 
 
 class ExportError(ResQError, RuntimeError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from resq_plugin.errors import ExportError, nearest
+from resq_plugin.files import written_into
 from resq_plugin.method import LayerCache, ResidualLayer, StreamState, executing, residual_layers
 
 __all__ = ["FORMATS", "export_graphs"]
@@ -75,7 +76,7 @@ def export_graphs(
     Args:
         model: calibrated, on the CPU; it is copied.
         frame: (N, C, H, W), whose shape the graphs keep.
-        folder: where to write; it is made if need be.
+        folder: where to write; it is made if need be, and files of other names stay.
         format: ``qcdq`` or ``qonnx``.
         options: for Brevitas' exporter and `torch.onnx.export`, e.g. ``dynamo=True``, ``opset_version=17``.
 
@@ -83,7 +84,7 @@ def export_graphs(
         The files by graph; a model without residual precision has a keyframe graph only.
 
     Raises:
-        ExportError: unknown format, or a layer that the format cannot hold; nothing is written.
+        ExportError: unknown format, a layer that the format cannot hold, or no place to write; nothing is written.
     """
     if format not in FORMATS:
         msg = f"format={format!r} is not allowed; write 'qcdq' or 'qonnx'.{nearest(format, FORMATS)}"
@@ -92,8 +93,6 @@ def export_graphs(
     for layer in layers.values():
         _check(layer, format)
     config = next(iter(layers.values())).settings.config
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).eval()
     for layer in residual_layers(model).values():
         _put_fold_into_weight(layer)
@@ -103,20 +102,38 @@ def export_graphs(
     memory = [f"{name}.{call}.{part}" for name, call in keys for part in ("x", "z")]
     returned = [f"output{index}" for index in range(len(results) - len(memory))]
     write = _exporter(format)
-    files = {"keyframe": target / "keyframe.onnx"}
-    names = {"input_names": ["frame"], "output_names": [*returned, *memory]}
-    write(keyframe, args=(frame,), export_path=str(files["keyframe"]), **names, **options)
-    if keys:
-        is_running = config.reference == "running"
-        files["residual"] = target / "residual.onnx"
-        names = {
-            "input_names": ["frame", *memory],
-            "output_names": [*returned, *(f"{name}.new" for name in memory if is_running)],
-        }
-        graph = ResidualGraph(model, keys, is_running)
-        arguments = (frame, *results[len(returned) :])
-        write(graph, args=arguments, export_path=str(files["residual"]), **names, **options)
-    return files
+    files = {kind: f"{kind}.onnx" for kind in (("keyframe", "residual") if keys else ("keyframe",))}
+    with written_into(folder, ExportError) as part:
+        names = {"input_names": ["frame"], "output_names": [*returned, *memory]}
+        write(keyframe, args=(frame,), export_path=str(part / files["keyframe"]), **names, **options)
+        if keys:
+            is_running = config.reference == "running"
+            names = {
+                "input_names": ["frame", *memory],
+                "output_names": [*returned, *(f"{name}.new" for name in memory if is_running)],
+            }
+            graph = ResidualGraph(model, keys, is_running)
+            arguments = (frame, *results[len(returned) :])
+            write(graph, args=arguments, export_path=str(part / files["residual"]), **names, **options)
+            _restore_inputs(part / files["residual"], dict(zip(names["input_names"], arguments, strict=True)))
+    return {kind: Path(folder) / name for kind, name in files.items()}
+
+
+def _restore_inputs(path: Path, inputs: Mapping[str, Tensor]) -> None:
+    """Declare the inputs that the exporter left out: residuals of 0 bits look neither at the frame nor at x_k."""
+    import onnx  # noqa: PLC0415
+
+    model = onnx.load(path, load_external_data=False)
+    found = {value.name: value for value in model.graph.input}
+    missing = inputs.keys() - found.keys()
+    if not missing:
+        return
+    for name in missing:
+        shape = list(inputs[name].shape)
+        found[name] = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+    del model.graph.input[:]
+    model.graph.input.extend(found[name] for name in (*inputs, *(name for name in found if name not in inputs)))
+    onnx.save(model, path)
 
 
 def _check(layer: ResidualLayer, format: str) -> None:

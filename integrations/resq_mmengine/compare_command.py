@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from resq_plugin.cli import Commands, add_command, write_json
 from resq_plugin.errors import ConfigError
+from resq_plugin.files import check_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,8 +67,13 @@ def add(commands: Commands) -> None:
 def _run(args: argparse.Namespace, console: Console) -> int:
     from resq_mmengine.own_model import OwnModel  # noqa: PLC0415
     from resq_plugin.comparison import DEFAULT_SETTINGS, compare, expand  # noqa: PLC0415
-    from resq_plugin.report import rich_table  # noqa: PLC0415
+    from resq_plugin.report import is_report, rich_table  # noqa: PLC0415
 
+    check_folder(args.out, option="--out")
+    report = args.out / "report.html"
+    if report.exists() and not is_report(report):
+        msg = f"{report} is there and no report of an earlier comparison; give --out another folder."
+        raise ConfigError(msg)
     common = {"weights": args.weights, "keyframe_grid": args.grid, "reference": args.reference}
     settings = args.precision or list(DEFAULT_SETTINGS)
     expand(settings, args.interval, args.threshold, **common)  # what is impossible is said before anything is built

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resq_plugin.cli import Commands, add_command
 from resq_plugin.errors import ResQError
+from resq_plugin.files import check_folder, written_into
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,15 +47,24 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
-    for name, path in shipped_configs().items():
-        if args.copy is None:
-            console.print(str(path), highlight=False, soft_wrap=True)
-            continue
-        target = args.copy / name
-        if target.exists():
+    configs = shipped_configs()
+    if args.copy is None:
+        _list(configs.values(), console)
+        return 0
+    check_folder(args.copy, option="--copy")
+    copies = {args.copy / name: path for name, path in configs.items()}
+    for target in copies:
+        if os.path.lexists(target):
             msg = f"{target} exists already; give --copy another folder."
             raise ResQError(msg)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-        console.print(str(target), highlight=False, soft_wrap=True)
+    with written_into(args.copy) as part:
+        for name, path in configs.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, part / name)
+    _list(copies, console)
     return 0
+
+
+def _list(paths: Iterable[Path], console: Console) -> None:
+    for path in paths:
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)

@@ -34,6 +34,7 @@ from resq_plugin.conversion import float_state_dict
 from resq_plugin.cost import Cost
 from resq_plugin.errors import CheckpointError, ConfigError, ConversionError
 from resq_plugin.evaluation import Evaluation
+from resq_plugin.files import written
 from resq_plugin.method import residual_layers
 
 __all__ = ["ResQHook", "frame_shape"]
@@ -222,7 +223,8 @@ class ResQHook(Hook):
         if self._calibrate(runner) and is_main_process():
             path = Path(runner.work_dir) / CALIBRATED
             state = {key: value.cpu() for key, value in model.state_dict().items()}
-            save_checkpoint({"meta": {"resq": self.settings.config.to_dict()}, "state_dict": state}, str(path))
+            with written(path, CheckpointError) as part:
+                save_checkpoint({"meta": {"resq": self.settings.config.to_dict()}, "state_dict": state}, str(part))
             logger.info("the calibrated model is in %s; --checkpoint or load_from takes it", path)
         self._shape = _frame_shape(model, data_batch)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from resq_mmseg.video import SegmentationVideo
 from resq_plugin.errors import ConfigError, ResQError
+from resq_plugin.files import check_folder, written
 
 __all__ = ["main", "make_pseudo_labels", "unlabelled_frames"]
 
@@ -79,6 +79,7 @@ def make_pseudo_labels(model: nn.Module, dataset: SegmentationVideo, folder: Pat
 
     Raises:
         ConfigError: the model has another number of classes.
+        ResQError: a label cannot be written; those before it are complete.
     """
     classes, found = len(dataset.metainfo["classes"]), model.decode_head.num_classes
     if found != classes:
@@ -90,10 +91,8 @@ def make_pseudo_labels(model: nn.Module, dataset: SegmentationVideo, folder: Pat
     for index, path in tqdm(wanted, "labelling frames", disable=not progress):
         (sample,) = model.test_step(pseudo_collate([dataset[index]]))
         label = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        Image.fromarray(label).save(part, format="PNG")
-        os.replace(part, path)
+        with written(path) as part:
+            Image.fromarray(label).save(part, format="PNG")
     return len(wanted)
 
 
@@ -112,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        check_folder(args.out, option="--out")
         labeller, data = load_config(args.config), load_config(args.data or args.config)
         for config in (labeller, data):
             config.merge_from_dict(args.cfg_options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,13 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="FILE", help="file of resq_plugin.save_checkpoint"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; replaced as a whole")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to write; an earlier export there is replaced as a whole, anything else is refused",
+    )
     parser.add_argument(
         "--shape", type=int, nargs=2, required=True, metavar=("H", "W"), help="height and width of a frame in pixels"
     )
@@ -67,8 +74,12 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         convert,
         load_checkpoint,
     )
-    from resq_plugin.export import HtpConfig, export_model  # noqa: PLC0415
+    from resq_plugin.export import HtpConfig, check_export_folder, export_model  # noqa: PLC0415
 
+    check_export_folder(args.out)
+    if args.json and Path(os.path.realpath(args.json)).is_relative_to(os.path.realpath(args.out)):
+        msg = f"--json {args.json} lies in {args.out}, which is replaced as a whole; name a file beside it."
+        raise ExportError(msg)
     config = checkpoint_config(args.checkpoint)
     frames = _frames(args.frames, (3, *args.shape))
     # The toolkits take long to import: only once the arguments are known to be good.

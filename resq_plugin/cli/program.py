@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from resq_plugin import __version__
 from resq_plugin.cli.commands import INTERRUPTED, USER_ERROR, Parser, add_commands
 from resq_plugin.errors import MissingExtraError, ResQError
+from resq_plugin.files import check_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +49,8 @@ def _main(argv: Sequence[str] | None) -> int:
         if args.missing:
             msg = f"resq {args.command} needs a package that is not installed; write: {args.missing}"
             raise MissingExtraError(msg)
+        if getattr(args, "json", None):
+            check_file(args.json)  # now, rather than after minutes of work
         code: int = args.run(args, _console())
     except ResQError as error:
         if args.verbose:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resq_plugin.errors import ReportError
+from resq_plugin.files import write_text
 
 __all__ = ["Journal", "fingerprint"]
 
@@ -72,11 +73,4 @@ class Journal:
             return
         values = {"sweep": self.mark, "rows": list(self.rows.values()), **more}
         text = json.dumps(values, indent=1) + "\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(self.path)
-        except OSError as error:
-            msg = f"cannot write {self.path}: {error.strerror or error}; name a folder you may write to."
-            raise ReportError(msg) from error
+        write_text(self.path, text, ReportError)

@@ -6,7 +6,6 @@ import copy
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from resq_plugin.conversion.converter import float_state_dict
 from resq_plugin.conversion.matching import is_range_of, match_state, unwrap_state
 from resq_plugin.conversion.reading import read_checkpoint
 from resq_plugin.errors import CheckpointError, ConfigError
+from resq_plugin.files import written
 from resq_plugin.method import ResidualLayer, residual_layers, scene_threshold, set_scene_threshold
 
 __all__ = ["checkpoint_config", "load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
@@ -29,12 +29,19 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a converted model: weights, ranges and configuration. The file appears whole or not at all.
 
     Folders above it are made.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there is unchanged.
     """
     _write({"kind": "checkpoint", "state_dict": model.state_dict()}, model, path)
 
 
 def save_ranges(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write only what calibration found, to be used with weights from elsewhere."""
+    """Write only what calibration found, to be used with weights from elsewhere.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there is unchanged.
+    """
     weights = float_state_dict(model)
     ranges = {key: value for key, value in model.state_dict().items() if key not in weights}
     _write({"kind": "ranges", "state_dict": ranges}, model, path)
@@ -96,14 +103,9 @@ def checkpoint_config(path: str | os.PathLike[str]) -> ResQConfig:
 def _write(values: dict[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> None:
     config = next(iter(residual_layers(model).values())).settings.config
     content = {"format": "resq-plugin", "version": FORMAT_VERSION, "config": config.to_dict(), **values}
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".part")
-    try:
-        torch.save(content, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # As a file of Python's own, which keeps the reason when the disk is full.
+    with written(path, CheckpointError) as part, part.open("wb") as file:
+        torch.save(content, file)
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,14 +18,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from resq_plugin.demo.data import DemoData, procedural_data, video_data
 from resq_plugin.demo.net import load_demo_net
-from resq_plugin.demo.pictures import draw_figures
+from resq_plugin.demo.pictures import FIGURES, draw_figures
 from resq_plugin.demo.result import DemoResult
 from resq_plugin.demo.run import run_demo, steps
 from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.extras import need
-from resq_plugin.report import MissingExtraError, ReportError, describe_machine, finding, rich_table, write_report
+from resq_plugin.files import check_folder, written_into
+from resq_plugin.report import (
+    MissingExtraError,
+    ReportError,
+    describe_machine,
+    finding,
+    is_report,
+    rich_table,
+    write_report,
+)
 
 __all__ = ["demo_command"]
+
+REPORT, RESULT = "report.html", "demo.json"
 
 _MOST_THREADS = 4
 """A net and frames this small keep no more threads busy."""
@@ -33,7 +45,7 @@ _MOST_THREADS = 4
 def demo_command(
     video: Path | None, out: Path, console: Console, settings: DemoSettings | None = None
 ) -> dict[str, Any]:
-    """Run the demo and write figures and report into a folder.
+    """Run the demo and write figures and report into a folder, all of them when all are complete.
 
     Without the packages of the extra ``report`` the numbers are still measured and shown.
 
@@ -48,16 +60,12 @@ def demo_command(
 
     Raises:
         VideoError: the file holds no video of at least two frames.
-        ReportError: the folder cannot be written.
+        ReportError: the folder cannot be written, or holds a file of such a name that is of no earlier demo.
     """
     settings = settings or DemoSettings()
     begin = time.perf_counter()
+    _check_out(out)
     data = _data(video, settings)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"cannot make the folder {out}: {error.strerror or error}; give --out a folder you may write to."
-        raise ReportError(msg) from error
 
     def say(text: str, style: str | None = None) -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -77,11 +85,11 @@ def demo_command(
     except MissingExtraError as error:
         say(f"No figures and no report: {error}", "yellow")
     else:
-        with console.status("drawing figures"):
-            figures = draw_figures(result, out, labelled=data.labels is not None)
+        with console.status("drawing figures"), written_into(out, ReportError) as part:
+            figures = draw_figures(result, part, labelled=data.labels is not None)
             title = f"ResQ on {data.name}"
-            report = write_report(out / "report.html", title, result.rows, figures, details, summary=sentence)
-        say(f"Report: {report}")
+            write_report(part / REPORT, title, result.rows, figures, details, summary=sentence)
+        say(f"Report: {out / REPORT}")
     say(sentence)
     return {
         "rows": result.rows,
@@ -90,6 +98,23 @@ def demo_command(
         "settings": dataclasses.asdict(settings),
         "details": details,
     }
+
+
+def _check_out(out: Path) -> None:
+    """Raise unless the folder can be written and what would be replaced there is of an earlier demo."""
+    check_folder(out, ReportError, "--out")
+    found = [name for name in (REPORT, *FIGURES, RESULT) if os.path.lexists(out / name)]
+    if found and not (_is_result(out / RESULT) or is_report(out / REPORT)):
+        msg = f"{out} holds {found[0]}, which is of no earlier demo; give --out another folder, or move that file."
+        raise ReportError(msg)
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and {"rows", "finding", "settings"} <= values.keys()
 
 
 def _data(video: Path | None, settings: DemoSettings) -> DemoData:

@@ -17,7 +17,9 @@ from resq_plugin.report import (
     row_label,
 )
 
-__all__ = ["draw_figures"]
+__all__ = ["FIGURES", "draw_figures"]
+
+FIGURES = ("accuracy_over_bops.png", "agreement_by_distance.png", "policy_maps.png", "predictions.png")
 
 _SHOWN_FRAMES = 3
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from resq_plugin.export.htp.build import HtpConfig
     from resq_plugin.export.htp.check import LAYER_LIMIT, HtpVerification, split_native, verify_htp
     from resq_plugin.export.player import OrtStream
+    from resq_plugin.export.replaced import check_export_folder
     from resq_plugin.export.verification import Verification, verify
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "HtpVerification",
     "OrtStream",
     "Verification",
+    "check_export_folder",
     "export_model",
     "split_native",
     "verify",
@@ -38,6 +40,7 @@ _HOMES = {
     "HtpVerification": "htp.check",
     "OrtStream": "player",
     "Verification": "verification",
+    "check_export_folder": "replaced",
     "export_model": "folder",
     "split_native": "htp.check",
     "verify": "verification",

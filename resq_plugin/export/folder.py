@@ -7,10 +7,7 @@ import json
 import logging
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,15 +22,18 @@ from resq_plugin.conversion import summarize
 from resq_plugin.errors import ExportError
 from resq_plugin.export.caches import Cache, CachePlan, plan_caches
 from resq_plugin.export.encodings import VERSIONS, check_versions, encodings_file
-from resq_plugin.export.golden import GOLDEN, caches_of, golden_clip
+from resq_plugin.export.golden import caches_of, golden_clip
 from resq_plugin.export.grid import Grid
-from resq_plugin.export.htp.build import FloatGraph, HtpConfig, build_htp
-from resq_plugin.export.manifest import MANIFEST, CacheSpec, GraphSpec, LayerSpec, Manifest, TensorSpec
+from resq_plugin.export.htp.build import FloatGraph, HtpConfig, build_htp, check_work
+from resq_plugin.export.manifest import GOLDEN, PARTS, Manifest
 from resq_plugin.export.numbers import LayerNumbers, read_numbers
 from resq_plugin.export.part_numbers import compute_parts
-from resq_plugin.export.parts import PARTS, write_parts
+from resq_plugin.export.parts import Cut, Part, write_parts
+from resq_plugin.export.replaced import check_export_folder, check_replaced
 from resq_plugin.export.rewrite import to_encodings, to_qdq
+from resq_plugin.export.specs import CacheSpec, GraphSpec, LayerSpec, TensorSpec
 from resq_plugin.export.trace import Traced, trace_keyframe, trace_residual
+from resq_plugin.files import written_folder
 from resq_plugin.method import make_schedule, residual_layers
 
 __all__ = ["export_model"]
@@ -53,8 +53,8 @@ def export_model(
 
     The folder gets ``keyframe.onnx`` (frame -> outputs, memory) and ``residual.onnx`` (frame, memory -> outputs, and
     new memory with ``reference="running"``) with QuantizeLinear and DequantizeLinear nodes, the same as float graphs
-    with encodings for Qualcomm's converters, a golden clip and ``manifest.json``. It appears whole or not at all; an
-    earlier export there is replaced.
+    with encodings for Qualcomm's converters, a golden clip and ``manifest.json``. It appears whole or not at all. An
+    earlier export there is replaced as long as nothing was added to it or changed in it; a link stays a link.
 
     Args:
         model: converted and calibrated, on the CPU, any backend.
@@ -73,6 +73,7 @@ def export_model(
     """
     check_versions(tuple(encodings))
     clip = _clip(model, frames)
+    check_export_folder(folder)
     config = next(iter(residual_layers(model).values())).settings.config
     numbers = read_numbers(model, clip[0])
     is_stream = config.residual is not None
@@ -85,7 +86,7 @@ def export_model(
     def traced(kind: str) -> Traced:
         return traces[kind](model, clip[0], numbers, plan, extra)
 
-    with _written_whole(Path(folder)) as part:
+    with written_folder(folder, check_replaced, ExportError) as part:
         graphs, names, floats, cuts = {}, [], {}, {}
         for kind in traces:
             trace = traced(kind)
@@ -96,13 +97,14 @@ def export_model(
             _write_encodings(part / "encodings", kind, traced(kind), caches, encodings)
             if htp is not None:
                 floats[kind] = FloatGraph(*to_encodings(traced(kind), caches, clip=True)[:3])
+                check_work(floats[kind])
         golden = golden_clip(model, clip, plan, names, schedule.interval)
         golden.write(part / GOLDEN)
         parts = {"keyframe": compute_parts(model, torch.from_numpy(golden.frames[0]), numbers, names, plan)}
         if plan.caches:
             frame, past = torch.from_numpy(golden.frames[1]), caches_of(golden.memory, plan)
             parts["residual"] = compute_parts(model, frame, numbers, names, plan, past)
-        write_parts(part / PARTS, parts, cuts)
+        write_parts(part / PARTS, *_present(parts, cuts))
         manifest = Manifest(
             versions=_versions(),
             config=config.to_dict(),
@@ -133,32 +135,21 @@ def _clip(model: nn.Module, frames: Tensor | Sequence[Tensor]) -> list[Tensor]:
     if device.type != "cpu":
         msg = f"the model is on {device}; export takes it from the CPU: model.cpu()."
         raise ExportError(msg)
+    for index, frame in enumerate(clip):
+        if not frame.isfinite().all():
+            msg = f"frame {index} holds NaN or Inf; export takes frames as the model sees them in use."
+            raise ExportError(msg)
     return clip
 
 
-@contextmanager
-def _written_whole(folder: Path) -> Iterator[Path]:
-    """Write into a folder beside the target and put it in place at the end."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
-        msg = f"{folder} exists and is no earlier export; name a new folder, or empty this one."
-        raise ExportError(msg)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        msg = f"cannot write beside {folder}: {error.strerror or error}; name a folder you may write to."
-        raise ExportError(msg) from error
-    try:
-        part.chmod(0o755)
-        yield part
-        if folder.exists():
-            before = folder.rename(part.with_name(part.name + ".before"))
-            part.rename(folder)
-            shutil.rmtree(before)
-        else:
-            part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def _present(
+    parts: Mapping[str, Sequence[Part]], cuts: Mapping[str, Sequence[Cut]]
+) -> tuple[dict[str, list[Part]], Mapping[str, Sequence[Cut]]]:
+    """The parts whose cuts are in their graph: nothing is left of what only layers of 0 bits read."""
+    names = {kind: {cut.name for cut in found} for kind, found in cuts.items()}
+    return {
+        kind: [p for p in items if not p.amplitude or p.name in names[kind]] for kind, items in parts.items()
+    }, cuts
 
 
 def _save(graph: onnx_ir.Model, path: Path) -> None:
@@ -181,7 +172,12 @@ def _write_encodings(
 
 
 def _tensors(values: Sequence[onnx_ir.Value]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(v.name, tuple(v.shape.numpy()), v.dtype.numpy().name) for v in values)
+    try:
+        return tuple(TensorSpec(v.name, tuple(v.shape.numpy()), v.dtype.numpy().name) for v in values)
+    except (ValueError, TypeError) as error:
+        found = ", ".join(f"{v.name} {v.shape} {v.dtype}" for v in values)
+        msg = f"the graph has a tensor whose shape is not static, or of an unknown type: {found}."
+        raise ExportError(msg) from error
 
 
 def _cache(cache: Cache) -> CacheSpec:

@@ -19,13 +19,16 @@ from torch.utils._pytree import tree_leaves
 
 from resq_plugin.conversion import evaluating
 from resq_plugin.errors import ExportError
+from resq_plugin.export.archive import Archive, Expected
 from resq_plugin.export.caches import CachePlan
-from resq_plugin.export.difference import sampled
+from resq_plugin.export.difference import sample_size, sampled
+from resq_plugin.export.manifest import Manifest
+from resq_plugin.export.specs import FRAME
+from resq_plugin.export.strict import one_line
 from resq_plugin.method import LayerCache, StreamState, executing, stream
 
-__all__ = ["GOLDEN", "Golden", "caches_of", "golden_clip"]
+__all__ = ["Golden", "caches_of", "golden_clip"]
 
-GOLDEN = "golden.npz"
 FRAMES = 10
 
 Array = NDArray[Any]
@@ -64,15 +67,21 @@ class Golden:
         np.savez_compressed(path, **values)  # type: ignore[arg-type]
 
     @classmethod
-    def read(cls, path: Path) -> Golden:
+    def read(cls, path: Path, manifest: Manifest | None = None) -> Golden:
         """Read it.
 
+        Args:
+            path: of the file.
+            manifest: of the folder, if it was read, which says what the file holds.
+
         Raises:
-            ExportError: the file is missing or damaged.
+            ExportError: the file is missing, damaged or not of that folder.
         """
+        manifest = manifest or Manifest.read(path.parent)
+        integers = {f"memory/{cache.name}" for cache in manifest.caches if cache.scale is not None}
         try:
-            with np.load(path) as file:
-                values = dict(file)
+            with Archive(path) as file:
+                values = file.read_all(_expected(manifest))
             tables: dict[str, dict[int, dict[str, Array]]] = {"keyframe": {}, "residual": {}, "stream": {}}
             packed = {}
             for key, array in values.items():
@@ -81,13 +90,17 @@ class Golden:
                     index, _, name = rest.partition("/")
                     tables[kind].setdefault(int(index), {})[name] = array
                 elif not key.endswith("/scale"):
-                    packed[key] = _unpack(array, values[f"{key}/scale"])
+                    scale = values[f"{key}/scale"]
+                    if not (scale == 0 if key in integers else 0 < scale < 1e36):  # so that floats hold the product
+                        msg = f"{key!r:.80} has scale {scale}"
+                        raise ValueError(msg)
+                    packed[key] = _unpack(array, scale)
             memory = {k.removeprefix("memory/"): v for k, v in packed.items() if k.startswith("memory/")}
             frames = tuple(packed[f"frame/{index}"] for index in range(len(packed) - len(memory)))
             keyframe, residual, played = (tuple(table[i] for i in range(len(table))) for table in tables.values())
             return cls(frames, memory, keyframe, residual, played)
         except Exception as error:  # a damaged archive raises whatever the reader stumbles over
-            msg = f"{path} is missing or damaged ({type(error).__name__}: {error}); export the model again."
+            msg = f"{path} is missing or damaged ({type(error).__name__}: {one_line(error)}); export the model again."
             raise ExportError(msg) from error
 
 
@@ -158,6 +171,27 @@ def caches_of(memory: Values, plan: CachePlan) -> dict[tuple[str, int], LayerCac
         return torch.from_numpy(array.copy() if grid is None else grid.dequantize(array))
 
     return {call: LayerCache(tensor(plan.x[call]), tensor(plan.z[call])) for call in plan.x}
+
+
+def _expected(manifest: Manifest) -> dict[str, Expected]:
+    """What the file holds."""
+    frame = manifest.graphs["keyframe"].inputs[0]
+    known = {f"frame/{index}": Expected(frame.shape, ("int8",)) for index in range(FRAMES)}
+    for cache in manifest.caches:
+        known[f"memory/{cache.name}"] = Expected(cache.shape, ("int8" if cache.dtype == "float32" else cache.dtype,))
+    known |= {f"{key}/scale": Expected((), ("float32",)) for key in known}
+    for kind, graph in manifest.graphs.items():
+        for tensor in graph.outputs:
+            shape = tensor.shape if tensor.name in manifest.outputs else (sample_size(tensor.shape),)
+            for index in range(FRAMES if kind == "keyframe" else FRAMES - 1):
+                known[f"{kind}/{index}/{tensor.name}"] = Expected(shape)
+    for cache in manifest.caches:
+        if cache.source == FRAME:  # no output of the graph, but new memory all the same
+            for index in range(FRAMES):
+                known[f"keyframe/{index}/{cache.name}"] = Expected((sample_size(cache.shape),))
+    for tensor in manifest.graphs["keyframe"].outputs[: len(manifest.outputs)]:
+        known |= {f"stream/{index}/{tensor.name}": Expected(tensor.shape) for index in range(FRAMES)}
+    return known
 
 
 def _pack(array: Array) -> tuple[Array, Any]:

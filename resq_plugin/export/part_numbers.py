@@ -64,8 +64,11 @@ class _Executor(CountingExecutor):
         facts: dict[str, Any] = {"lsb": step, "is_chosen": choice is not None}
         if self.plan.is_updated:
             self._remember(f"new.{self.plan.x[call]}", past.x + delta_hat, **facts)
-        if grids:
-            delta_hat = self._cut(f"{name}.x", delta_hat, least=max(map(_end, grids)), **facts)
+        if not grids:  # 0 bits: the graph hands z_k on
+            if self.plan.is_updated:
+                self._remember(f"new.{self.plan.z[call]}", past.z)
+            return past.z.clone()
+        delta_hat = self._cut(f"{name}.x", delta_hat, least=max(map(_end, grids)), **facts)
         z = layer.apply_residual(delta_hat, **options) + past.z
         if self.plan.is_updated:
             self._remember(f"new.{self.plan.z[call]}", z)

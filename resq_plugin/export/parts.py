@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,15 @@ import onnx
 from numpy.typing import NDArray
 
 from resq_plugin.errors import ExportError
+from resq_plugin.export.archive import Archive, Expected
+from resq_plugin.export.difference import sample_size
+from resq_plugin.export.manifest import PARTS
+from resq_plugin.export.strict import one_line, parse_json, read_as, read_fields
 
-__all__ = ["PARTS", "Cut", "Part", "cut_graph", "made_up", "read_parts", "write_parts"]
+__all__ = ["PARTS", "Cut", "Part", "check_parts", "cut_graph", "made_up", "read_parts", "write_parts"]
 
-PARTS = "parts.npz"
+UNKNOWN = 2**28
+"""Most elements of a tensor whose shape the graph does not tell."""
 
 Array = NDArray[Any]
 
@@ -82,9 +88,47 @@ def made_up(shape: Sequence[int], name: str, amplitude: float) -> NDArray[np.flo
     return values.astype(np.float32).reshape(shape)
 
 
+def check_parts(path: Path, parts: Sequence[Part], cuts: Sequence[Cut], layers: Sequence[str]) -> None:
+    """Compare the parts of a graph with the graph, before memory is taken for them.
+
+    Args:
+        path: of the graph.
+        parts: of it.
+        cuts: of it.
+        layers: names of all layers; what each returns is a part, unless the graph has no weight of it.
+
+    Raises:
+        ExportError: parts are missing, or are not of this graph.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    shapes = {
+        value.name: tuple(side.dim_value for side in value.type.tensor_type.shape.dim)
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    tensors = {cut.name: cut.value for cut in cuts}
+    names = [part.name for part in parts]
+    weights = {tensor.name for tensor in graph.initializer}
+    ends = ".residual.weight" if path.stem == "residual" else ".weight"
+    wrong = [
+        f"{name}@0.z"
+        for name in layers
+        if name + ends in weights and not {f"{name}@0.z", f"new.{name}.z"}.intersection(names)  # only kept, or read
+    ]
+    wrong += [cut.name for cut in cuts if cut.name not in names]
+    for part in parts:
+        value = tensors.get(part.name, part.name)
+        is_cut, is_given = part.name in tensors, part.amplitude > 0
+        small = value not in shapes and math.prod(part.shape) <= UNKNOWN  # inference cannot see through some operators
+        if is_cut != is_given or names.count(part.name) > 1 or not (small or shapes.get(value) == part.shape):
+            wrong.append(part.name)
+    if wrong:
+        msg = f"{path.with_name(PARTS)} is not of {path.name}: {wrong[0]!r:.80} does not fit; export the model again."
+        raise ExportError(msg)
+
+
 def cut_graph(path: Path, cuts: Sequence[Cut]) -> bytes:
     """A graph whose cuts are outputs and whose readers read inputs ``<cut>.given``."""
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     readers = {reader: f"{cut.name}.given" for cut in cuts for reader in cut.readers}
     for node in model.graph.node:
         for index in range(len(node.input)):
@@ -122,23 +166,40 @@ def read_parts(path: Path) -> tuple[dict[str, list[Part]], dict[str, list[Cut]]]
         ExportError: the file is missing or damaged.
     """
     try:
-        with np.load(path) as file:
-            facts = json.loads(file["facts"].tobytes())
-            parts = {
-                kind: [
-                    Part(**entry | {"expected": file[f"{kind}/{entry['name']}"], "shape": tuple(entry["shape"])})
-                    for entry in values["parts"]
-                ]
-                for kind, values in facts.items()
-            }
-        cuts = {
-            kind: [
-                Cut(entry["name"], entry["value"], tuple((node, index) for node, index in entry["readers"]))
-                for entry in values["cuts"]
-            ]
-            for kind, values in facts.items()
-        }
+        with Archive(path) as file:
+            facts = parse_json(file.read("facts", Expected(None, ("uint8",))).tobytes())
+            graphs = {kind: read_as(_Facts, values, kind) for kind, values in _object(facts).items()}
+            parts = {kind: [_part(file, kind, entry) for entry in graph.parts] for kind, graph in graphs.items()}
     except Exception as error:  # a damaged archive raises whatever the reader stumbles over
-        msg = f"{path} is missing or damaged ({type(error).__name__}: {error}); export the model again."
+        msg = f"{path} is missing or damaged ({type(error).__name__}: {one_line(error)}); export the model again."
         raise ExportError(msg) from error
-    return parts, cuts
+    return parts, {kind: list(graph.cuts) for kind, graph in graphs.items()}
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the file says of one graph; parts are without what torch computes."""
+
+    parts: tuple[Any, ...]
+    cuts: tuple[Cut, ...]
+
+
+def _object(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        msg = "facts are no object"
+        raise ValueError(msg)
+    return values
+
+
+def _part(file: Archive, kind: str, entry: Any) -> Part:
+    facts = {name: value for name, value in _object(entry).items() if name != "expected"}
+    fields = read_fields(Part, facts, "part", without=("expected",))
+    name, shape, lsb, amplitude = (fields[key] for key in ("name", "shape", "lsb", "amplitude"))
+    if (
+        any(not 1 <= side < 2**31 for side in shape)
+        or (lsb is not None and not 0 < lsb < 1e33)
+        or not 0 <= amplitude < 1e33
+    ):
+        msg = f"{name!r:.80} has shape {shape!r:.80}, lsb {lsb}, amplitude {amplitude}"
+        raise ValueError(msg)
+    return Part(**fields, expected=file.read(f"{kind}/{name}", Expected((sample_size(shape),))))

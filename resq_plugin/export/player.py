@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from resq_plugin.errors import ConfigError, FrameError
 from resq_plugin.export.manifest import Manifest
-from resq_plugin.export.sessions import open_session, target_of
+from resq_plugin.export.sessions import open_session, running, target_of
+from resq_plugin.export.specs import FRAME
 from resq_plugin.extras import need
 
 __all__ = ["OrtStream"]
@@ -83,7 +84,8 @@ class OrtStream:
     def allocate(self) -> dict[str, Any]:
         """New memory for one stream: cache name to `onnxruntime.OrtValue`."""
         new = need("onnxruntime", "export").OrtValue.ortvalue_from_shape_and_type
-        return {cache.name: new(cache.shape, np.dtype(cache.dtype).type, "cpu", 0) for cache in self.caches}
+        with running(f"{self.folder} with {self.state_bytes() / 1e6:.0f} MB of memory"):
+            return {cache.name: new(cache.shape, np.dtype(cache.dtype).type, "cpu", 0) for cache in self.caches}
 
     def reset(self) -> None:
         """Forget the video: the next frame is the first of a new one."""
@@ -146,18 +148,21 @@ class OrtStream:
         """
         session, graph = self._sessions[kind], self.graphs[kind]
         binding = session.io_binding()
-        binding.bind_cpu_input("frame", frame)
-        for spec in graph.inputs[1:]:
-            binding.bind_ortvalue_input(spec.name, memory[spec.name])
+        for spec in graph.inputs:
+            if spec.name == FRAME:
+                binding.bind_cpu_input(FRAME, frame)
+            else:
+                binding.bind_ortvalue_input(spec.name, memory[spec.name])
         for spec in graph.outputs:
             if spec.name in self.manifest.outputs:
                 binding.bind_output(spec.name)
             else:
                 binding.bind_ortvalue_output(spec.name, target[spec.name.removeprefix("new.")])
-        session.run_with_iobinding(binding)
+        with running(f"the {kind} graph of {self.folder}"):
+            session.run_with_iobinding(binding)
         values = dict(zip((spec.name for spec in graph.outputs), binding.get_outputs(), strict=True))
         for cache in self.caches:
-            if kind == "keyframe" and cache.source == "frame":
+            if kind == "keyframe" and cache.source == FRAME:
                 target[cache.name].update_inplace(frame)
         return {name: values[name].numpy() for name in self.manifest.outputs}
 

@@ -25,7 +25,8 @@ def to_qdq(traced: Traced, caches: Mapping[str, Cache]) -> tuple[onnx_ir.Model, 
     """Replace every marker by QuantizeLinear and DequantizeLinear, in place; also say where the graph may be cut.
 
     Weights become integers. A grid that is narrower than its integer type is clipped to its ends before it is
-    quantized, which gives the integers of Eq. 1 exactly. Caches on a grid are integers.
+    quantized, which gives the integers of Eq. 1 exactly. Caches on a grid are integers. What only layers read whose
+    residuals have 0 bits is not in the graph, and not cut.
     """
     editor = Editor(traced.model)
     names = _names(traced)
@@ -46,8 +47,11 @@ def to_qdq(traced: Traced, caches: Mapping[str, Cache]) -> tuple[onnx_ir.Model, 
             producer.inputs[0].shape = onnx_ir.Shape(caches[name].shape)
     editor.separate_outputs(names)
     model = editor.finish()
+    kept = {id(value) for node in model.graph for value in node.outputs}
     places = [
-        (name, value.name, [(node.outputs[0].name, index) for node, index in uses]) for name, value, uses in cuts
+        (name, value.name, [(node.outputs[0].name, index) for node, index in uses])
+        for name, value, uses in cuts
+        if id(value) in kept
     ]
     return model, [Cut(name, value, tuple(readers)) for name, value, readers in places]
 
@@ -133,6 +137,8 @@ def _remove_cuts(editor: Editor, traced: Traced) -> list[tuple[str, onnx_ir.Valu
 def _integer_input(editor: Editor, value: onnx_ir.Value, grid: Grid) -> None:
     readers = list(value.uses())
     value.type = onnx_ir.TensorType(onnx_ir.DataType[grid.container.upper()])
+    if not readers:
+        return
     first = next(node for node in editor.graph if any(use.node is node for use in readers))
     scale, zero_point = editor.parameters(value.name, grid)
     whole = editor.insert(first, "DequantizeLinear", [value, scale, zero_point], f"{value.name}.dequantized")

@@ -130,8 +130,10 @@ class _Residual(_Executor):
             raise ExportError(msg)
         numbers, x_name, z_name = self.numbers[call[0]], self.plan.x[call], self.plan.z[call]
         reference, z_past = self.memory[x_name], self.memory[z_name]
+        if not any(numbers.residual):  # 0 bits: δ̂ = 0, so that z_t = z_k, and nothing is read or multiplied
+            return z_past.clone()
         delta_hat = self.quantize(layer, x - reference)
-        delta_cut = self.cut(delta_hat, call, "x") if any(numbers.residual) else delta_hat
+        delta_cut = self.cut(delta_hat, call, "x")
         z = layer.linear(delta_cut, self.weight(call[0], "residual"), None, **options) + z_past
         if layer.settings.config.reference == "running":
             self.memory[x_name], self.memory[z_name] = reference + delta_hat, z.clone()
@@ -145,7 +147,7 @@ class _Residual(_Executor):
             for index, grid in enumerate(numbers.residual)
         ]
         if numbers.threshold is None:
-            return torch.zeros_like(delta) if pool[0] is None else pool[0]
+            return cast(Tensor, pool[0])
         if layer.channel_dim == 1 and delta.dim() < numbers.weights["residual"].values.dim():
             msg = f"layer {name} reads {tuple(delta.shape)}; a dynamic pool is exported for (N, C, H, W) only."
             raise ExportError(msg)
@@ -242,10 +244,21 @@ def _trace(
     names = ["output"] if results == 1 else [f"output_{index}" for index in range(results)]
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.IdentityEliminationPass()(model)
+    _restore_inputs(model, ("frame", *inputs), arguments)
     for value, shape in zip(model.graph.outputs, graph.shapes, strict=True):
         value.shape = onnx_ir.Shape(shape)  # some operators hide it from inference
     Editor(model).separate_outputs((*names, *outputs))
     return Traced(model, graph.executor.marked, results)
+
+
+def _restore_inputs(model: onnx_ir.Model, names: Sequence[str], arguments: Sequence[Tensor]) -> None:
+    """Declare what the tracer left out because nobody reads it: residuals of 0 bits look neither at it nor at x_k."""
+    found = {value.name: value for value in model.graph.inputs}
+    float32 = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    shapes = {name: onnx_ir.Shape(tuple(tensor.shape)) for name, tensor in zip(names, arguments, strict=True)}
+    model.graph.inputs[:] = [
+        found.get(name) or onnx_ir.Value(name=name, shape=shapes[name], type=float32) for name in names
+    ]
 
 
 @contextmanager

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resq_plugin.export.difference import TensorDifference, difference, sampled
-from resq_plugin.export.golden import GOLDEN, Golden
-from resq_plugin.export.manifest import Manifest
-from resq_plugin.export.parts import PARTS, Cut, Part, cut_graph, read_parts
+from resq_plugin.errors import ExportError
+from resq_plugin.export.difference import TensorDifference, classes, difference, sampled
+from resq_plugin.export.golden import Golden
+from resq_plugin.export.manifest import GOLDEN, PARTS, Manifest
+from resq_plugin.export.parts import Cut, Part, check_parts, cut_graph, read_parts
 from resq_plugin.export.player import OrtStream
-from resq_plugin.export.sessions import cpu_session
+from resq_plugin.export.sessions import cpu_session, running
+from resq_plugin.export.specs import FRAME
 
 __all__ = ["Verification", "verify"]
 
@@ -82,7 +84,8 @@ def verify(folder: str | PathLike[str], *, device: str = "cpu", threads: int = 0
         ExportError: a file is missing or was changed, or the device refuses a graph.
     """
     player = OrtStream(folder, device=device, threads=threads)
-    golden = Golden.read(Path(folder) / GOLDEN)
+    golden = Golden.read(Path(folder) / GOLDEN, player.manifest)
+    all_parts, all_cuts = _read_parts(Path(folder), player.manifest)
     found: dict[tuple[str, str], list[tuple[Array, Array]]] = {}
     for kind, table, frames in (
         ("keyframe", golden.keyframe, golden.frames),
@@ -103,14 +106,30 @@ def verify(folder: str | PathLike[str], *, device: str = "cpu", threads: int = 0
     for frame, outputs in zip(golden.frames, golden.stream, strict=True):
         result = player(frame)
         ours = result[0] if isinstance(result, tuple) else result
-        equal.append((ours.argmax(1) == outputs[first].argmax(1)).mean())
-    all_parts, all_cuts = read_parts(Path(folder) / PARTS)
+        equal.append((classes(ours) == classes(outputs[first])).mean())
     parts = [
         part
-        for kind in player.graphs
+        for kind in player.manifest.graphs
         for part in _parts(Path(folder), kind, all_parts[kind], all_cuts[kind], player.manifest, golden, threads)
     ]
     return Verification(_ranked(parts), _ranked(tensors), 100 * float(np.mean(equal)), len(golden.frames))
+
+
+def _read_parts(folder: Path, manifest: Manifest) -> tuple[dict[str, list[Part]], dict[str, list[Cut]]]:
+    """The parts of every graph, checked against it."""
+    path = folder / PARTS
+    parts, cuts = read_parts(path)
+    if parts.keys() != manifest.graphs.keys():
+        msg = f"{path} has parts of {', '.join(parts) or 'no graph'}; export the model again."
+        raise ExportError(msg)
+    memory = {cache.name: cache.shape for cache in manifest.caches}
+    for kind, items in parts.items():
+        check_parts(folder / f"{kind}.onnx", items, cuts[kind], [layer.name for layer in manifest.layers])
+        for part in items:
+            if part.base is not None and memory.get(part.base) != part.shape:
+                msg = f"{path} adds {part.name!r:.80} to {part.base!r:.80}, which is not of its shape; export again."
+                raise ExportError(msg)
+    return parts, cuts
 
 
 def _parts(
@@ -125,22 +144,24 @@ def _parts(
     """Every part of a graph, on the CPU whatever the device."""
     session = cpu_session(cut_graph(folder / f"{kind}.onnx", cuts), threads)
     memory = {cache.name: cache.values(golden.memory[cache.name]) for cache in manifest.caches}
-    inputs = {spec.name: golden.memory[spec.name] for spec in manifest.graphs[kind].inputs[1:]}
-    inputs |= {"frame": golden.frames[0 if kind == "keyframe" else 1]}
+    known = {**golden.memory, FRAME: golden.frames[0 if kind == "keyframe" else 1]}
+    inputs = {spec.name: known[spec.name] for spec in manifest.graphs[kind].inputs}
     inputs |= {f"{part.name}.given": part.handed_on(memory) for part in expected if part.amplitude}
     tensors = {cut.name: cut.value for cut in cuts}
-    results = session.run([tensors.get(part.name, part.name) for part in expected], inputs)
+    with running(f"the parts of {folder / kind}.onnx"):
+        results = session.run([tensors.get(part.name, part.name) for part in expected], inputs)
     return [_compare(kind, part, sampled(result)) for part, result in zip(expected, results, strict=True)]
 
 
 def _compare(kind: str, part: Part, found: Array) -> TensorDifference:
     arrays = [found, part.expected]
     if part.lsb is not None:
-        arrays = [np.rint(array / np.float32(part.lsb)).astype(np.int32) for array in arrays]
+        with np.errstate(over="ignore", invalid="ignore"):
+            arrays = [np.rint(array / np.float32(part.lsb)) for array in arrays]
     if part.is_chosen:
         order = np.argsort(np.abs(arrays[0].astype(np.float64) - arrays[1]))
         arrays = [array[order[: math.ceil((1 - RARE) * len(order))]] for array in arrays]
-    return difference(kind, part.name, [(arrays[0], arrays[1])])
+    return difference(kind, part.name, [(arrays[0], arrays[1])], None if part.lsb is None else 1.0)
 
 
 def _ranked(tensors: list[TensorDifference]) -> tuple[TensorDifference, ...]:

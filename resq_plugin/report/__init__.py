@@ -7,7 +7,7 @@ from resq_plugin.report.drawing import Draw, draw_bits, draw_joints, draw_labels
 from resq_plugin.report.figures import Series, accuracy_by_distance, accuracy_over_bops
 from resq_plugin.report.film import write_film, write_strip
 from resq_plugin.report.finding import cheapest, finding, level_of
-from resq_plugin.report.html import ReportFigure, ReportTable, figure_of, write_report
+from resq_plugin.report.html import ReportFigure, ReportTable, figure_of, is_report, write_report
 from resq_plugin.report.images import policy_maps, predictions
 from resq_plugin.report.layers import layer_chart, worst_layers
 from resq_plugin.report.machine import describe_machine
@@ -34,6 +34,7 @@ __all__ = [
     "drawer_of",
     "figure_of",
     "finding",
+    "is_report",
     "layer_chart",
     "level_of",
     "pictures_of",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
+from resq_plugin.files import written
 
 __all__ = ["tiles", "write_film", "write_strip"]
 
@@ -42,19 +43,20 @@ def write_film(path: Path, columns: Mapping[str, Sequence[Tensor]], *, rate: flo
     av = need("av", "report")
     frames = tiles(columns)
     height, width = frames[0].shape[:2]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.options = {"crf": "23", "preset": "medium"}
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-    except (OSError, av.FFmpegError) as error:
-        reason = getattr(error, "strerror", None) or error
-        msg = f"cannot write {path}: {reason}; name a file in a folder you may write to."
-        raise ReportError(msg) from error
+    with written(path, ReportError) as part:
+        try:
+            with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+                stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.options = {"crf": "23", "preset": "medium"}
+                for frame in frames:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                container.mux(stream.encode())
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise
+            msg = f"cannot write {path}: {error}; pass pictures that H.264 takes."
+            raise ReportError(msg) from error
     return path
 
 
@@ -79,12 +81,8 @@ def write_strip(path: Path, columns: Mapping[str, Sequence[Tensor]], frames: Seq
         }
         rows.append(torch.from_numpy(tiles(shown, len(shown))[0]).permute(2, 0, 1))
     image = _joined(rows, 1).permute(1, 2, 0).numpy()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        need("PIL.Image", "report").fromarray(np.ascontiguousarray(image)).save(path, format="PNG")
-    except OSError as error:
-        msg = f"cannot write {path}: {error.strerror or error}; name a file in a folder you may write to."
-        raise ReportError(msg) from error
+    with written(path, ReportError) as part:
+        need("PIL.Image", "report").fromarray(np.ascontiguousarray(image)).save(part, format="PNG")
     return path
 
 

@@ -11,10 +11,14 @@ from typing import Any
 
 from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
+from resq_plugin.files import write_text
 from resq_plugin.report.rows import Row, check_rows, row_label, table_of
 from resq_plugin.report.style import COLOURS, LOOKS, Look, colours_of
 
-__all__ = ["ReportFigure", "ReportTable", "figure_of", "write_report"]
+__all__ = ["ReportFigure", "ReportTable", "figure_of", "is_report", "write_report"]
+
+GENERATOR = '<meta name="generator" content="resq-plugin">'
+"""A line in the head of every report, by which it is known as ours."""
 
 _TEMPLATE = "report.html.j2"
 _WIDE = ("Agreement", "GBOPs", "τ", "T")
@@ -71,6 +75,15 @@ def figure_of(draw: Callable[[Path, Look], Path], path: Path, title: str, captio
     return ReportFigure(looks.pop(Look()), title, caption, looks)
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is a report of ours, which another may replace."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return GENERATOR in file.read(1000)
+    except OSError:
+        return False
+
+
 def write_report(
     path: Path,
     title: str,
@@ -125,15 +138,11 @@ def write_report(
         figures=[_figure(item) for item in figures],
         tables=tables,
         details=details,
+        generator=GENERATOR,
         colours=COLOURS,
         dark_colours=colours_of(Look(dark=True)),
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(html, encoding="utf-8")
-    except OSError as error:
-        msg = f"cannot write {path}: {error.strerror or error}; name a file in a folder you may write to."
-        raise ReportError(msg) from error
+    write_text(path, html, ReportError)
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
+from resq_plugin.files import written
 
 __all__ = ["BIT_COLOURS", "COLOURS", "LOOKS", "NAMES", "SCHEMES", "Look", "bit_colour", "colours_of", "figure"]
 
@@ -123,9 +124,5 @@ def figure(path: Path, width: float, height: float, look: Look | None = None) ->
     with matplotlib.rc_context(settings):
         drawing = make(figsize=(width, height), dpi=DPI, layout="constrained")
         yield drawing
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            drawing.savefig(path, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
-        except OSError as error:
-            msg = f"cannot write {path}: {error.strerror or error}; name a file in a folder you may write to."
-            raise ReportError(msg) from error
+        with written(path, ReportError) as part:
+            drawing.savefig(part, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})

@@ -81,6 +81,42 @@ def test_errors_of_the_user(capsys: pytest.CaptureFixture[str], argv: list[str],
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["demo"],
+        ["cost", "nowhere.py", "--shape", "64", "128"],
+        ["eval", "nowhere.py", "--checkpoint", "nowhere.pth"],
+        ["export", "nowhere.py", "--checkpoint", "nowhere.pth", "--out", "out", "--shape", "64", "128"],
+        ["verify", "nowhere"],
+        ["compare", "nowhere.py", "--checkpoint", "nowhere.pth", "--video", "nowhere.mp4"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resq_plugin.cli.commands.find_spec", lambda name: True)  # whatever is installed
+    (tmp_path / "file").write_text("mine")
+    for path, text in (
+        (tmp_path, f"cannot write {tmp_path}: Is a directory; name a file in that folder, such as {tmp_path}/result"),
+        (tmp_path / "file" / "x.json", "Not a directory; name a place in a folder you may write to"),
+        (Path("/proc/nowhere/x.json"), "No such file or directory; name a place in a folder you may write to"),
+    ):
+        assert text in fails_with(capsys, *command, "--json", str(path))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_compare_replaces_no_report_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mmengine")
+    (tmp_path / "report.html").write_text("mine")
+    command = ["compare", "nowhere.py", "--checkpoint", "nowhere.pth", "--video", "nowhere.mp4", "--out"]
+    assert "is there and no report of an earlier comparison" in fails_with(capsys, *command, str(tmp_path))
+    assert "give --out a folder you may write to" in fails_with(capsys, *command, str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
     ("argv", "text"), [(["--help"], "cost"), (["cost", "--help"], "--shape"), (["--version"], __version__)]
 )
 def test_help_and_version(capsys: pytest.CaptureFixture[str], argv: list[str], text: str) -> None:

@@ -23,6 +23,7 @@ from resq_plugin.demo.data import DemoData, procedural_data
 from resq_plugin.demo.result import DemoResult
 from resq_plugin.demo.run import SHOWN_LAYER, run_demo, steps
 from resq_plugin.demo.settings import DemoSettings
+from resq_plugin.errors import ReportError
 from resq_plugin.evaluation.metrics import Agreement, MeanIoU
 from resq_plugin.evaluation.protocol import evaluate, float_predictions
 from resq_plugin.report import finding
@@ -235,6 +236,28 @@ def test_command_on_a_video_of_two_frames(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(row["accuracy"] == row["agreement"] for row in values["rows"])
     assert {row["interval"] for row in values["rows"]} == {1, 2}
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_only_what_a_demo_wrote_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("resq_plugin.demo.command._data", lambda *_: pytest.fail("refused at the start"))
+    for name in ("report.html", "predictions.png", "demo.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(ReportError, match=f"holds {name}, which is of no earlier demo; give --out another"):
+            run_command(folder, monkeypatch)
+        assert (folder / name).read_text() == "mine"
+        assert len(list(folder.iterdir())) == 1
+
+    monkeypatch.undo()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    run_command(tmp_path / "out", monkeypatch)
+    first = (tmp_path / "out" / "report.html").stat().st_ino
+    run_command(tmp_path / "out", monkeypatch)
+    assert (tmp_path / "out" / "report.html").stat().st_ino != first
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 def write_moving_square(path: Path, frames: int) -> None:

@@ -96,6 +96,24 @@ def test_qonnx_counts_the_same_bit_operations(name: str, calibrated: Make, tmp_p
         assert found["total_cost"]["total_macs"] == cost.macs
 
 
+@pytest.mark.parametrize("format", ["qcdq", "qonnx"])
+@pytest.mark.parametrize(
+    ("precision", "overrides"), [("W8A8->W8A0", {}), ("W8A8->W4A4", {"3": "W8A8->W8A0"})], ids=["all", "one layer"]
+)
+def test_residuals_of_0_bits_leave_every_input_in_the_graph(
+    precision: str, overrides: dict[str, str], format: str, calibrated: Make, tmp_path: Path
+) -> None:
+    model, frames = calibrated("plain", precision, overrides=overrides), video(3)
+    files = export_graphs(model, frames[0], tmp_path, format=format, dynamo=False)
+    graph = onnx.load(files["residual"]).graph
+    memory = [f"{layer}.0.{part}" for layer in "035" for part in "xz"]
+    constants = {tensor.name for tensor in graph.initializer}
+    assert [value.name for value in graph.input if value.name not in constants] == ["frame", *memory]
+    if format == "qcdq":
+        for found, expected in zip(run_clip(files, frames), play(model, frames), strict=True):
+            assert max_lsb(found, expected, step_of(expected)) <= 2
+
+
 def test_a_model_without_residuals_has_one_graph(calibrated: Make, tmp_path: Path) -> None:
     model, frames = calibrated("residual", "W8A8"), video(2)
     files = export_graphs(model, frames[0], tmp_path, dynamo=False)

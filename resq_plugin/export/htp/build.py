@@ -13,15 +13,18 @@ import onnx
 import onnx_ir
 from numpy.typing import NDArray
 
+from resq_plugin.errors import ExportError
 from resq_plugin.export.golden import Golden
 from resq_plugin.export.grid import Grid
 from resq_plugin.export.htp.faults import limit_clips, replace_norms
+from resq_plugin.export.htp.layers import OPERATORS
 from resq_plugin.export.htp.quantize import integer_memory, quantize_graph
 from resq_plugin.export.htp.session import htp_session
-from resq_plugin.export.manifest import CacheSpec, GraphSpec, HtpSpec, Manifest, TensorSpec
+from resq_plugin.export.manifest import Manifest
 from resq_plugin.export.player import OrtStream
+from resq_plugin.export.specs import CacheSpec, GraphSpec, HtpSpec, TensorSpec
 
-__all__ = ["FOLDER", "HtpConfig", "build_htp"]
+__all__ = ["FOLDER", "FloatGraph", "HtpConfig", "build_htp", "check_work"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +82,39 @@ def build_htp(
         path = target / f"{kind}.onnx"
         given = {f"{prefix}{name}": grid for prefix in ("", "new.") for name, grid in memory.items()}
         weights = {**graph.weights, **replace_norms(graph.model)}
-        quantize_graph(graph.model, path, {**given, **graph.activations}, weights, feeds[kind])
+        read = _drop_unread(graph.model)
+        seen = [{name: feed[name] for name in read} for feed in feeds[kind]]
+        quantize_graph(graph.model, path, {**given, **graph.activations}, weights, seen)
         limit_clips(path)
-        memory |= integer_memory(path, tuple(moved), tuple(moved | {f"new.{name}" for name in moved}))
+        new = tuple(moved | {f"new.{name}" for name in moved})
+        memory |= integer_memory(path, tuple(moved), new, {**given, **graph.activations})
         specs[kind] = _spec(path)
         context = target / f"{kind}_context.onnx" if config.compile else None
         htp_session(path, config.arch, config.soc, context=context)
         logger.info("the HTP (v%d) takes the whole %s graph", config.arch, kind)
     caches = tuple(_cache(cache, memory.get(cache.name)) for cache in manifest.caches)
     return HtpSpec(config.arch, config.soc, specs, caches)
+
+
+def check_work(graph: FloatGraph) -> None:
+    """Refuse a residual graph without any work: its outputs are memory, or made of it.
+
+    Raises:
+        ExportError: it has none.
+    """
+    if not any(node.op_type in OPERATORS for node in graph.model.graph):
+        msg = (
+            "residual frames would repeat the keyframe's output, because residuals of 0 bits leave no layer to run, "
+            "and the HTP takes no such graph; give residuals bits, e.g. 'W8A8->W4A8', or export 'W8A8' and run it on "
+            "keyframes only."
+        )
+        raise ExportError(msg)
+
+
+def _drop_unread(model: onnx_ir.Model) -> list[str]:
+    """Take away the inputs that nobody reads, which the compiler would not take, and name the others."""
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.uses()]
+    return [value.name for value in model.graph.inputs]
 
 
 def _memory_grids(manifest: Manifest, feeds: list[dict[str, Array]], known: Mapping[str, Grid]) -> dict[str, Grid]:

@@ -11,12 +11,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from resq_plugin.export.difference import TensorDifference, difference, sampled
-from resq_plugin.export.golden import GOLDEN, Golden
+from resq_plugin.export.difference import TensorDifference, classes, difference, sampled
+from resq_plugin.export.golden import Golden
 from resq_plugin.export.htp.build import FOLDER
 from resq_plugin.export.htp.layers import LayerDifference, compare_layers
-from resq_plugin.export.manifest import CacheSpec, HtpSpec, LayerSpec, Manifest
+from resq_plugin.export.manifest import GOLDEN, Manifest
 from resq_plugin.export.sessions import integer_session, open_session, target_of
+from resq_plugin.export.specs import FRAME, CacheSpec, HtpSpec, LayerSpec
 
 __all__ = ["LAYER_LIMIT", "GraphDifference", "HtpVerification", "split_native", "verify_htp"]
 
@@ -104,7 +105,7 @@ def verify_htp(folder: str | PathLike[str], *, frames: int = 2, layers: bool = T
     manifest = Manifest.read(folder)
     manifest.check(folder)
     target = cast(HtpSpec, target_of(manifest, "htp"))
-    golden = Golden.read(folder / GOLDEN)
+    golden = Golden.read(folder / GOLDEN, manifest)
     tables = {"keyframe": (golden.frames, golden.keyframe), "residual": (golden.frames[1:], golden.residual)}
     graphs, singles = [], []
     for kind in target.graphs:
@@ -125,11 +126,12 @@ def split_native(layer: LayerSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _feed(manifest: Manifest, target: HtpSpec, kind: str, frame: Array, golden: Golden) -> dict[str, Array]:
-    feed = {"frame": frame}
-    if kind == "residual":
-        for here, there in zip(manifest.caches, target.caches, strict=True):
-            feed[here.name] = there.integers(here.values(golden.memory[here.name]))
-    return feed
+    memory = {
+        here.name: there.integers(here.values(golden.memory[here.name]))
+        for here, there in zip(manifest.caches, target.caches, strict=True)
+    }
+    known = {**memory, FRAME: frame}
+    return {spec.name: known[spec.name] for spec in target.graphs[kind].inputs}
 
 
 def _compare(
@@ -173,4 +175,4 @@ def _differences(kind: str, pairs: Pairs) -> list[TensorDifference]:
 
 
 def _agreement(pairs: list[tuple[Array, Array]]) -> float:
-    return 100 * float(np.mean([(ours.argmax(1) == theirs.argmax(1)).mean() for ours, theirs in pairs]))
+    return 100 * float(np.mean([(classes(ours) == classes(theirs)).mean() for ours, theirs in pairs]))

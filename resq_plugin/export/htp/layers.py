@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from resq_plugin.export.htp.session import htp_session
 from resq_plugin.export.sessions import integer_session
 
-__all__ = ["LayerDifference", "Unit", "compare_layers", "find_units"]
+__all__ = ["OPERATORS", "LayerDifference", "Unit", "compare_layers", "find_units"]
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -109,6 +109,8 @@ def _intermediate(model: onnx.ModelProto, names: Sequence[str], feed: Mapping[st
     """Values of tensors inside a graph."""
     given = {name: feed[name] for name in names if name in feed}
     inner = [name for name in names if name not in given]
+    if not inner:
+        return given
     open_model = onnx.ModelProto()
     open_model.CopyFrom(model)
     del open_model.graph.output[:]

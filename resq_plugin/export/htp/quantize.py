@@ -44,11 +44,14 @@ def quantize_graph(
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config  # noqa: PLC0415
 
     model = onnx_ir.to_proto(source)
-    overrides = {name: [_activation(grid)] for name, grid in activations.items()}
+    graph = model.graph
+    known = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
+    overrides = {name: [_activation(grid)] for name, grid in activations.items() if name in known}
     for node in model.graph.node:
         if node.op_type == "Identity" and node.output[0] in overrides:  # a copy for a further output: no new rounding
             overrides.setdefault(node.input[0], overrides[node.output[0]])
-    overrides |= {name: _weight(_by_channel(model, name, grid)) for name, grid in weights.items()}
+    constants = {tensor.name for tensor in graph.initializer}
+    overrides |= {name: _weight(_by_channel(model, name, weights[name])) for name in weights.keys() & constants}
     config = get_qnn_qdq_config(
         model,
         _reader(feeds),
@@ -107,17 +110,26 @@ def _reader(feeds: Feeds) -> Any:
     return Reader()
 
 
-def integer_memory(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, Grid]:
-    """Let a QDQ graph take and return these tensors as integers, in place, and return their grids."""
+def integer_memory(
+    path: Path, inputs: Sequence[str], outputs: Sequence[str], known: Mapping[str, Grid]
+) -> dict[str, Grid]:
+    """Let a QDQ graph take and return these tensors as integers, in place, and return their grids.
+
+    Those of ``known`` are used where the quantizer left an input in float, which it does in front of a ReLU.
+    """
     model = onnx_ir.load(path)
     editor = Editor(model)
     grids = {}
     for value in model.graph.inputs:
-        if value.name in inputs:
-            (quantizer,) = (use.node for use in value.uses())
-            grids[value.name] = _grid(quantizer)
-            value.type = onnx_ir.TensorType(quantizer.outputs[0].dtype or quantizer.inputs[2].dtype)
-            editor.replace(quantizer, value)
+        if value.name not in inputs:
+            continue
+        readers = [use.node for use in value.uses()]
+        if [node.op_type for node in readers] == ["QuantizeLinear"]:
+            grids[value.name] = _grid(readers[0])
+            value.type = onnx_ir.TensorType(readers[0].outputs[0].dtype or readers[0].inputs[2].dtype)
+            editor.replace(readers[0], value)
+        else:
+            grids[value.name] = _dequantized(editor, value, _activation(known[value.name]))
     for index, value in enumerate(model.graph.outputs):
         if value.name in outputs:
             integers = value.producer().inputs[0]
@@ -129,6 +141,20 @@ def integer_memory(path: Path, inputs: Sequence[str], outputs: Sequence[str]) ->
             integers.name = name
     onnx_ir.save(editor.finish(), path)
     return grids
+
+
+def _dequantized(editor: Editor, value: onnx_ir.Value, form: Mapping[str, Any]) -> Grid:
+    """Make an input integers of that form, and its readers read what they stand for."""
+    zero_point = form["zero_point"]
+    grid = Grid((float(form["scale"]),), 8 * zero_point.dtype.itemsize, signed=False, zero_point=int(zero_point))
+    uses = list(value.uses())
+    value.type = onnx_ir.TensorType(onnx_ir.DataType[grid.container.upper()])
+    first = next(node for node in editor.graph if any(use.node is node for use in uses))
+    parameters = editor.parameters(value.name, grid)
+    whole = editor.insert(first, "DequantizeLinear", [value, *parameters], f"{value.name}.dequantized")
+    for use in uses:
+        use.node.replace_input_with(use.idx, whole)
+    return grid
 
 
 def _grid(node: onnx_ir.Node) -> Grid:
