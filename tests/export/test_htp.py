@@ -12,7 +12,7 @@ from helpers import build, video
 from torch import nn
 
 from resq_plugin.cli import main
-from resq_plugin.export import HtpConfig, OrtStream, export_model, verify_htp
+from resq_plugin.export import HtpConfig, OrtStream, export_model, verify, verify_htp
 from resq_plugin.export.htp import build as htp_build
 from resq_plugin.export.htp.session import RefusedError, htp_session
 from resq_plugin.export.manifest import Manifest
@@ -61,6 +61,14 @@ def test_the_player_plays_on_it(exported: Path) -> None:
     assert worst <= 4  # LSB of the output, the 8-bit memory fed back
     assert {cache.dtype for cache in htp.caches} == {"uint8"}
     assert htp.state_bytes() < 0.5 * cpu.state_bytes()
+
+
+def test_verify_plays_the_clip_on_it_with_memory_as_it_holds_it(exported: Path) -> None:
+    found = verify(exported, device="htp")
+    assert found.passed
+    assert found.agreement == 100
+    for graph in verify_htp(exported, frames=10, layers=False).graphs:  # another way to the same numbers
+        assert found.worst(graph.graph) == pytest.approx(graph.lsb)
 
 
 def test_what_a_device_loads_is_written(exported: Path) -> None:
