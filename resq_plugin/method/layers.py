@@ -6,7 +6,7 @@ calibration, plain float) is decided by the active *executor*, one per thread of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -24,9 +24,11 @@ __all__ = [
     "Executor",
     "LayerSettings",
     "ResidualLayer",
+    "active_executor",
     "dense_execution",
     "executing",
     "frame_by_frame",
+    "onlookers",
     "residual_layers",
 ]
 
@@ -138,6 +140,13 @@ class ResidualLayer(nn.Module):
         """Φ_a as ``keyframe`` and the pool of Θ_a as ``residual.0``, ``residual.1``, ..., low to high bit width."""
         raise NotImplementedError
 
+    def numbers_version(self) -> Hashable:
+        """Change whenever the layer computes with other numbers, where the versions of its tensors do not tell.
+
+        A stream asks before every frame, so it must cost next to nothing.
+        """
+        return None
+
     def threshold(self) -> Tensor | None:
         """τ of Eq. 11 in units of ‖δ‖, (); None for a static residual.
 
@@ -180,7 +189,14 @@ class Executor(Protocol):
 
 def frame_by_frame(layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
     """The executor outside streams: every frame is quantized on its own, with Φ."""
+    if not torch.compiler.is_compiling():
+        for look in tuple(onlookers):
+            look(layer)
     return layer.keyframe(x, **options)
+
+
+onlookers: list[Callable[[ResidualLayer], None]] = []
+"""Told of every call outside streams, because it may have been meant to be inside; see `outside`."""
 
 
 def _dense(layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
@@ -188,6 +204,11 @@ def _dense(layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
 
 
 _active: ContextVar[Executor] = ContextVar("resq_executor", default=frame_by_frame)
+
+
+def active_executor() -> Executor:
+    """The executor of this thread of execution."""
+    return _active.get()
 
 
 @contextmanager
