@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from resq_plugin.evaluation.metrics import PCK, Agreement, MeanIoU, Metric
-from resq_plugin.evaluation.protocol import Evaluation, evaluate, float_predictions
+from resq_plugin.evaluation.protocol import evaluate, float_predictions
+from resq_plugin.evaluation.result import Evaluation, Pixels, sum_pixels, weighted_mean
 
-__all__ = ["PCK", "Agreement", "Evaluation", "MeanIoU", "Metric", "evaluate", "float_predictions"]
+__all__ = [
+    "PCK",
+    "Agreement",
+    "Evaluation",
+    "MeanIoU",
+    "Metric",
+    "Pixels",
+    "evaluate",
+    "float_predictions",
+    "sum_pixels",
+    "weighted_mean",
+]

@@ -1,4 +1,4 @@
-"""Activation checkpointing in a stream: the gradients are those without it, whenever and however they are asked for."""
+"""Activation checkpointing in a stream: gradients are those without it, whenever and however they are asked for."""
 
 from __future__ import annotations
 
@@ -302,5 +302,7 @@ def test_a_checkpoint_that_does_something_else_the_second_time_is_refused() -> N
 
         return checkpoint(body, x, use_reentrant=False, determinism_check="none")
 
-    with pytest.raises(StreamError, match=r"layer again is called when .* computed again, where it had called layer f"):
+    with pytest.raises(
+        StreamError, match=r"layer again is called when .* computed again, where it had called layer f"
+    ):
         gradients(model, swapped)

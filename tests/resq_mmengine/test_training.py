@@ -136,7 +136,9 @@ def test_with_cp_gives_the_same_gradients(videos: Path, tmp_path: Path) -> None:
         expected, found = results
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
-            assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-6 + 1e-4 * float(gradient.abs().max())), name
+            assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-6 + 1e-4 * float(gradient.abs().max())), (
+                name
+            )
         assert float(found["inputs"][:2].abs().max()) > 0
 
 
