@@ -176,7 +176,7 @@ class ResidualLayer(nn.Module):
         """Hand ``input`` to the active executor; it is named as in `torch.nn`, for calls by keyword."""
         if args:
             options["output_size"] = args[0]
-        return _active.get()(self, input, **options)
+        return active_executor()(self, input, **options)
 
 
 class Executor(Protocol):
@@ -203,22 +203,35 @@ def _dense(layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
     return layer.dense(x, **options)
 
 
-_active: ContextVar[Executor] = ContextVar("resq_executor", default=frame_by_frame)
+class _Entry:
+    """An executor, as long as it is in force."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor: Executor | None = executor
+
+
+_entries: ContextVar[tuple[_Entry, ...]] = ContextVar("resq_executors", default=())
 
 
 def active_executor() -> Executor:
     """The executor of this thread of execution."""
-    return _active.get()
+    for entry in reversed(_entries.get()):
+        if entry.executor is not None:
+            return entry.executor
+    return frame_by_frame
 
 
 @contextmanager
 def executing(executor: Executor) -> Iterator[None]:
     """Let ``executor`` run every ResQ layer called inside, in this thread of execution only."""
-    token = _active.set(executor)
+    entry = _Entry(executor)
+    _entries.set((*(other for other in _entries.get() if other.executor is not None), entry))
     try:
         yield
     finally:
-        _active.reset(token)
+        # Generators leave their blocks in any order, and some in another context than they entered them.
+        entry.executor = None
+        _entries.set(tuple(other for other in _entries.get() if other.executor is not None))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from resq_plugin.method.layers import LayerSettings, ResidualLayer
 from resq_plugin.method.outside import is_running
 from resq_plugin.method.paths import keyframe_path, residual_path
 from resq_plugin.method.recompute import LoggedExecutor, PastCall
+from resq_plugin.method.repeated_calls import RepeatedCalls
 from resq_plugin.method.workspace import Workspace
 
 __all__ = ["LayerCache", "StreamState", "describe"]
@@ -61,6 +62,7 @@ class StreamState(CountingExecutor, LoggedExecutor):
         self.workspace = Workspace()
         self.order: list[str] = []
         self.keyframe_order: tuple[str, ...] = ()
+        self._repeated = RepeatedCalls()
         self._holder: FrameType | None = None
 
     def start_frame(self, position: int, holder: FrameType | None = None) -> None:
@@ -74,6 +76,7 @@ class StreamState(CountingExecutor, LoggedExecutor):
         self.calls.clear()
         self.order.clear()
         self._logs.clear()
+        self._repeated.clear()
         if self.is_keyframe:
             self.caches.clear()
 
@@ -105,6 +108,8 @@ class StreamState(CountingExecutor, LoggedExecutor):
             self.keyframe_order = tuple(self.order)
             return
         name, change = compare_calls(self.order, self.keyframe_order, missing)
+        if not change and (name := self._repeated.swapped()):
+            change = f"calls of layer {name} with inputs of one shape have changed places since the keyframe"
         if change:
             msg = f"{change}. {_way_out(name)}"
             raise self._changed(msg)
@@ -146,6 +151,8 @@ class StreamState(CountingExecutor, LoggedExecutor):
             )
             raise self._changed(msg)
         self.log(PastCall(name, (cache.x, cache.z)))
+        if (name, 1) in self.caches:
+            self._repeated.add(name, x, cache.x)
         return self._residual(layer, name, cache, x, options)
 
     def _keyframe(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
