@@ -57,10 +57,10 @@ class LoggedExecutor:
         finally:
             self._logs = [other for other in self._logs if other is not log]
 
-    def log(self, past: PastCall) -> None:
+    def log(self, name: str, memory: tuple[Tensor, Tensor] | None = None) -> None:
         """Add a call to all logs that are open."""
         for log in self._logs:
-            log.append(past)
+            log.append(PastCall(name, memory))
 
 
 class _Replay(LoggedExecutor):
@@ -79,7 +79,7 @@ class _Replay(LoggedExecutor):
                 f"called {was}; a checkpointed function must do the same both times."
             )
             raise StreamError(msg)
-        self.log(past)
+        self.log(past.name, past.memory)
         if past.memory is None:
             return keyframe_path(layer, x, options)[1]
         return residual_path(layer, x, past.memory, options).z

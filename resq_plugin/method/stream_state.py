@@ -16,7 +16,7 @@ from resq_plugin.method.frame_calls import CallsChangedError, compare_calls
 from resq_plugin.method.layers import LayerSettings, ResidualLayer
 from resq_plugin.method.outside import is_running
 from resq_plugin.method.paths import keyframe_path, residual_path
-from resq_plugin.method.recompute import LoggedExecutor, PastCall
+from resq_plugin.method.recompute import LoggedExecutor
 from resq_plugin.method.repeated_calls import RepeatedCalls
 from resq_plugin.method.workspace import Workspace
 
@@ -133,11 +133,11 @@ class StreamState(CountingExecutor, LoggedExecutor):
         """Run one call of one layer, Eq. 5."""
         name = layer.settings.name
         if layer.settings.residual is None:
-            self.log(PastCall(name))
+            self.log(name)
             return layer.keyframe(x, **options)
         self.order.append(name)
         if self.is_keyframe:
-            self.log(PastCall(name))
+            self.log(name)
             return self._keyframe(layer, call, x, options)
         cache = self.caches.get(call)
         if cache is None:
@@ -150,7 +150,7 @@ class StreamState(CountingExecutor, LoggedExecutor):
                 "video.start_interval() before such a frame."
             )
             raise self._changed(msg)
-        self.log(PastCall(name, (cache.x, cache.z)))
+        self.log(name, (cache.x, cache.z))
         if (name, 1) in self.caches:
             self._repeated.add(name, x, cache.x)
         return self._residual(layer, name, cache, x, options)
