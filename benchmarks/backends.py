@@ -81,7 +81,7 @@ def measure_rows(bench: Bench) -> None:
             model = bench.model(backend, precision)
             with torch.inference_mode():
                 result = evaluate(model, [bench.frames], targets, metrics, **options)
-            cost = measure_cost(model, SHAPE)
+            cost = measure_cost(model, SHAPE, **result.amortized())
             scores = {"miou": round(result.mean("miou"), 3), "agreement": round(result.mean("agreement"), 3)}
             row = {**key, **scores, "gbops_per_frame": cost.bops_per_frame / 1e9, "state_bytes": cost.state_bytes}
             bench.results["rows"].append(row)

@@ -92,9 +92,8 @@ class Bench:
     def add(self, scheme: str, config: ResQConfig, result: Evaluation, interval: int, threshold: float | None) -> None:
         """Add the row of one interval and write the file."""
         result = result.until(interval)
-        shares = result.bit_shares if interval > 1 else {}
         convert(self.network, config)
-        cost = measure_cost(self.network, SHAPE, config.replace(interval=interval), shares)
+        cost = measure_cost(self.network, SHAPE, config.replace(interval=interval), **result.amortized())
         revert(self.network)
         gbops = cost.bops_per_frame / 1e9
         self.rows.append(

@@ -56,7 +56,7 @@ def main() -> None:
         calibrate(bench.model, bench.clips)
         result = bench.measure(config.interval if config.residual else 1)
         revert(bench.model)
-        cost = measure_cost(bench.model, SHAPE, config, result.bit_shares)
+        cost = measure_cost(bench.model, SHAPE, config, **result.amortized())
         row = {"setting": label, "precision": precision, "interval": config.interval, "miou": result.mean("miou")}
         row |= {"agreement": result.mean("agreement"), "gbops_per_frame": cost.bops_per_frame / 1e9}
         kept[label] = row

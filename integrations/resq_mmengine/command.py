@@ -7,6 +7,7 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     console.print(rich_table(rows))
     for row in rows:
         if row["interval"] > 1:
-            values = " ".join(f"{value:.2f}" for value in row["accuracy_by_position"])
+            values = " ".join("–" if value is None else f"{value:.2f}" for value in row["accuracy_by_position"])
             console.print(f"{row['metric']} at positions 0 ... {row['interval'] - 1}: {values}", highlight=False)
     if args.work_dir and "resq" in args.schemes:
         console.print(f"Logs and the calibrated checkpoint are in {args.work_dir}", highlight=False, soft_wrap=True)
@@ -202,7 +203,7 @@ def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
         "precision": notation,
         "interval": length,
         "accuracy": float(metrics[name]),
-        "accuracy_by_position": [float(metrics.get(f"{name}_t{t}", metrics[name])) for t in range(length)],
+        "accuracy_by_position": _by_position(metrics, name, length),
         "metric": name,
         "agreement": agreement,
         "gbops_per_frame": gbops,
@@ -262,6 +263,14 @@ def _errors_of_workers() -> Iterator[None]:
         if "Original Traceback" not in str(error) or not told:
             raise
         raise type(error)(line.strip()) from error
+
+
+def _by_position(metrics: dict[str, Any], name: str, length: int) -> list[float | None]:
+    """The metric at every position of an interval; None, for JSON, at one that did not occur."""
+    if length == 1 and f"{name}_t0" not in metrics:  # without ResQ every frame is at position 0
+        return [float(metrics[name])]
+    values = [float(metrics.get(f"{name}_t{t}", math.nan)) for t in range(length)]
+    return [None if math.isnan(value) else value for value in values]
 
 
 def _accuracy_name(metrics: dict[str, Any]) -> str:

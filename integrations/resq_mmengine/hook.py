@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import save_checkpoint
@@ -56,7 +56,8 @@ class ResQHook(Hook):
 
     After a test or validation, ``metrics`` hold every metric averaged over the positions of the interval, the metric
     at position t as ``<metric>_t<t>``, and ``resq/gbops_per_frame``, ``resq/gbops_keyframe``,
-    ``resq/gbops_residual`` (10⁹ bit operations) and ``resq/state_mb`` (10⁶ bytes).
+    ``resq/gbops_residual`` (10⁹ bit operations) and ``resq/state_mb`` (10⁶ bytes). With the schedule ``scene_change``
+    they are of the frames that ran; what did not occur is NaN.
 
     Attributes:
         evaluation: the same as a core `Evaluation`, after a test or validation.
@@ -249,13 +250,12 @@ class ResQHook(Hook):
 
     def _measure(self, evaluator: PositionEvaluator) -> dict[str, float]:
         """Metrics of cost, and the results for scripts."""
-        shares = _mean_shares(evaluator.session)
-        self.evaluation = Evaluation(evaluator.by_position, shares if any(shares) else ())
+        found = self.evaluation = evaluator.evaluation
         model, shape = evaluator.session.model, self._shape
-        if shape is None:
+        if shape is None or found is None:
             return {}
         with torch.no_grad():
-            cost = self.cost = measure_cost(FrameModel(model), shape, shares=self.evaluation.bit_shares)
+            cost = self.cost = measure_cost(FrameModel(model), shape, **found.amortized())
         return {
             "resq/gbops_per_frame": cost.bops_per_frame / 1e9,
             "resq/gbops_keyframe": cost.bops_keyframe / 1e9,
@@ -282,22 +282,6 @@ def _frame_shape(model: nn.Module, data_batch: Any) -> tuple[int, ...]:
 def _unwrap(model: nn.Module) -> nn.Module:
     unwrapped: nn.Module = model.module if is_model_wrapper(model) else model
     return unwrapped
-
-
-def _mean_shares(session: VideoSession) -> tuple[dict[str, dict[int, float]], ...]:
-    """Shares of bit widths at distances 1, 2, ... over the frames of all ranks."""
-    length = session.video.schedule.interval
-    gathered = all_gather_object([session.video.bit_shares(distance) for distance in range(1, length)])
-    result = []
-    for per_rank in zip(*gathered, strict=True):
-        known = [shares for shares in per_rank if shares]
-        layers = known[0] if known else {}
-        mean = {
-            layer: {bits: sum(shares[layer][bits] for shares in known) / len(known) for bits in pool}
-            for layer, pool in layers.items()
-        }
-        result.append(mean)
-    return tuple(result)
 
 
 def _synchronize_average(runner: Any) -> None:

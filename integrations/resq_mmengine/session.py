@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from numbers import Real
@@ -17,7 +17,8 @@ from torch import nn
 
 from resq_plugin import stream
 from resq_plugin.errors import ConfigError
-from resq_plugin.method import Stream, dense_execution
+from resq_plugin.evaluation import Evaluation, sum_pixels
+from resq_plugin.method import FrameCounts, Stream, dense_execution
 
 __all__ = ["PositionEvaluator", "VideoSession"]
 
@@ -42,9 +43,23 @@ class VideoSession:
         return stream(self.model, interval=self.interval)
 
     @property
-    def position(self) -> int:
-        """Position t of the last batch: 0 at a keyframe, and where every frame is quantized on its own."""
-        return max(self.video.position, 0)
+    def position(self) -> int | None:
+        """Position t of the last batch: 0 at a keyframe, and where every frame is quantized on its own.
+
+        None where a frame with NaN was run outside the interval.
+        """
+        position = self.video.position if self._last is not None else 0
+        return None if position < 0 else position
+
+    def measured(self, by_position: Mapping[str, tuple[float, ...]]) -> Evaluation:
+        """Return metrics by position together with what all ranks counted."""
+        length = self.video.schedule.interval
+        found = [self.video.pixel_counts(distance) for distance in range(1, length)], self.video.frame_counts
+        gathered = all_gather_object(found)
+        pixels = tuple(sum_pixels(of_ranks) for of_ranks in zip(*(each for each, _ in gathered), strict=True))
+        counts = sum((each for _, each in gathered), FrameCounts())
+        is_fixed = self.video.schedule.is_fixed or not counts.total  # without a stream every frame is a keyframe
+        return Evaluation(by_position, pixels if any(pixels) else (), counts, is_fixed)
 
     def step(self, data_batch: Any) -> Any:
         """Predict the next frames of N clips in step; takes the place of the model's ``test_step``.
@@ -124,6 +139,7 @@ class PositionEvaluator:
         self.evaluators: dict[int, Evaluator] = {}
         self.frames: dict[int, int] = {}
         self.by_position: dict[str, tuple[float, ...]] = {}
+        self.evaluation: Evaluation | None = None
 
     def process(self, data_samples: Sequence[Any], data_batch: Any = None) -> None:
         """Take a batch of predictions."""
@@ -133,6 +149,8 @@ class PositionEvaluator:
         if data_batch is not None and len(chosen) < len(data_samples):
             data_batch = {key: [values[i] for i in chosen] for key, values in data_batch.items()}
         position = self.session.position
+        if position is None:
+            return
         if position not in self.evaluators:
             self.evaluators[position] = copy.deepcopy(self.evaluator)
         self.frames[position] = self.frames.get(position, 0) + len(chosen)
@@ -140,6 +158,8 @@ class PositionEvaluator:
 
     def evaluate(self, size: int) -> dict[str, Any]:  # noqa: ARG002 - MMEngine's signature
         """Return every metric averaged over positions, as in §5.2, and at position t as ``<metric>_t<t>`` (Fig. 9).
+
+        Positions that did not occur are NaN and do not count; see `Evaluation.mean`.
 
         Raises:
             ConfigError: no frame was labelled.
@@ -160,11 +180,7 @@ class PositionEvaluator:
         self.by_position = {
             name: tuple(float(found[t][name]) if t in found else math.nan for t in positions) for name in names
         }
-        means = {name: _mean(values) for name, values in self.by_position.items()}
+        self.evaluation = self.session.measured(self.by_position)
+        means = {name: self.evaluation.mean(name) for name in self.by_position}
         apart = {f"{name}_t{t}": value for name, values in self.by_position.items() for t, value in enumerate(values)}
         return means | apart | self.measure(self)
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan

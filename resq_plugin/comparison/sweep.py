@@ -212,7 +212,7 @@ class _Sweep:
                 predict=self._counted,
                 interval=setting.interval,
             )
-            cost = measure_cost(self.model, self.videos.shape, shares=found.bit_shares)
+            cost = measure_cost(self.model, self.videos.shape, **found.amortized())
             if self.folder is not None:
                 save_checkpoint(self.model, checkpoint_path(self.folder, setting))
         finally:

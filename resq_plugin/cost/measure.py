@@ -8,7 +8,9 @@ with weights of b_w bits and activations of b_a bits takes
 * Counted are convolutions, transposed convolutions and linear layers, each call of them; one fused multiply-add is one
   MAC, and padding is not left out. A layer that stays in float takes 32 × 32 bits in every frame.
 * Per frame means averaged over an interval of T frames: (keyframe + (T - 1) · residual) / T. A layer without residual
-  precision takes its keyframe BOPs in every frame.
+  precision takes its keyframe BOPs in every frame. Where content decides which frames are keyframes, nobody knows
+  before: pass ``frames=video.frame_counts``, the K keyframes and R residual frames that ran, for
+  (K · keyframe + R · residual) / (K + R).
 * A dynamic pool of activation bits takes M · b_w · Σ_b share(b) · b, from the share of pixels that got b bits.
   Without shares, max(pool) is used for all pixels: an upper bound. Choosing (Eq. 9-11) costs extra: for every input
   element and every quantizer of the pool one multiply-accumulate (subtract, square, accumulate) at b_max × b_max bits,
@@ -24,125 +26,23 @@ Counts are for the batch size of the given shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from resq_plugin.backends import torch_class
 from resq_plugin.config import Precision, ResQConfig
-from resq_plugin.cost.dry_run import COUNTED_LAYERS, LayerCall, UncountedOps, dry_run
+from resq_plugin.cost.dry_run import COUNTED_LAYERS, LayerCall, dry_run
+from resq_plugin.cost.result import Cost, LayerCost
 from resq_plugin.errors import ConfigError, nearest
-from resq_plugin.method import ResidualLayer
+from resq_plugin.method import FrameCounts, ResidualLayer
 
-__all__ = ["Cost", "LayerCost", "UncountedOps", "measure_cost"]
+__all__ = ["FLOAT_BITS", "measure_cost"]
 
 FLOAT_BITS = 32
 FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """Cost of one layer over all its calls in a frame, or the sum over the layers of a module.
-
-    Attributes:
-        name: qualified name of the layer or module.
-        kind: class of the operation such as ``Conv2d``; ``module`` for a sum.
-        precision: such as ``W8A8->W4A4``; ``float``; or ``mixed`` for a sum over different ones.
-        calls: calls per frame.
-        macs: multiply-accumulates per frame.
-        bops_keyframe: BOPs of a keyframe.
-        bops_residual: BOPs of a residual frame, ``policy_bops`` included.
-        bops_per_frame: BOPs per frame, averaged over the interval.
-        policy_bops: BOPs that choosing the bit width takes in a residual frame.
-        state_bytes: bytes kept between frames.
-    """
-
-    name: str
-    kind: str
-    precision: str
-    calls: int
-    macs: int
-    bops_keyframe: int
-    bops_residual: float
-    bops_per_frame: float
-    policy_bops: int
-    state_bytes: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of a model; every total is the sum over `layers`.
-
-    Attributes:
-        layers: one row per layer that was called, in the order of the first call.
-        interval: T, the frames per interval that averages are over.
-        uncounted: what ran and is not counted.
-        is_upper_bound: whether a dynamic layer was counted with the highest bit width of its pool.
-    """
-
-    layers: tuple[LayerCost, ...]
-    interval: int
-    uncounted: tuple[UncountedOps, ...]
-    is_upper_bound: bool
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates per frame."""
-        return sum(layer.macs for layer in self.layers)
-
-    @property
-    def bops_keyframe(self) -> int:
-        """BOPs of a keyframe."""
-        return sum(layer.bops_keyframe for layer in self.layers)
-
-    @property
-    def bops_residual(self) -> float:
-        """BOPs of a residual frame, with the policy's own."""
-        return sum(layer.bops_residual for layer in self.layers)
-
-    @property
-    def bops_per_frame(self) -> float:
-        """BOPs per frame, averaged over the interval."""
-        return sum(layer.bops_per_frame for layer in self.layers)
-
-    @property
-    def peak_bops(self) -> float:
-        """BOPs of the most expensive frame of the interval, which the hardware must keep up with."""
-        return max(self.bops_keyframe, self.bops_residual) if self.interval > 1 else self.bops_keyframe
-
-    @property
-    def policy_bops(self) -> int:
-        """BOPs that choosing bit widths takes in a residual frame; part of `bops_residual`."""
-        return sum(layer.policy_bops for layer in self.layers)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes that one stream keeps between frames."""
-        return sum(layer.state_bytes for layer in self.layers)
-
-    @property
-    def float_layers(self) -> tuple[str, ...]:
-        """Names of the counted layers that stay in float."""
-        return tuple(layer.name for layer in self.layers if layer.precision == "float")
-
-    def by_layer(self) -> tuple[LayerCost, ...]:
-        """Return one row per layer, in the order of the first call."""
-        return self.layers
-
-    def by_module(self, depth: int = 1) -> tuple[LayerCost, ...]:
-        """Return one row per module, named by the first ``depth`` parts of its layers' names.
-
-        Raises:
-            ConfigError: the depth is below 1.
-        """
-        if depth < 1:
-            msg = f"depth={depth!r} must be at least 1; Cost itself has the totals."
-            raise ConfigError(msg)
-        groups: dict[str, list[LayerCost]] = {}
-        for layer in self.layers:
-            groups.setdefault(".".join(layer.name.split(".")[:depth]), []).append(layer)
-        return tuple(_sum(name, layers) for name, layers in groups.items())
 
 
 def measure_cost(
@@ -150,6 +50,8 @@ def measure_cost(
     shape: Sequence[int],
     config: ResQConfig | None = None,
     shares: Mapping[str, Mapping[int, float]] | None = None,
+    *,
+    frames: FrameCounts | None = None,
 ) -> Cost:
     """Count the bit operations of a model. Nothing is computed, no weights are needed, the model stays as it is.
 
@@ -169,9 +71,11 @@ def measure_cost(
             configuration. A float model without one is counted in float.
         shares: share of pixels per bit width, by name of the dynamic layer, e.g.
             ``{"conv1": {0: 0.7, 4: 0.2, 8: 0.1}}``; `Stream.bit_shares` measures them.
+        frames: keyframes and residual frames that ran, ``video.frame_counts`` of a stream, which averages are then
+            over; needed where scene changes start intervals, too.
 
     Raises:
-        ConfigError: the shape or the shares are impossible.
+        ConfigError: the shape or the shares are impossible, or no frame ran.
         ResQError: the model fails on an input of that shape.
     """
     run = dry_run(model, shape)
@@ -180,14 +84,27 @@ def measure_cost(
         calls.setdefault(call.name, []).append(call)
     groups = [(_settings(group[0], config), group) for group in calls.values()]
     names = {settings.name for settings, _ in groups}
+    if frames is not None and not frames.total:
+        msg = "frames counts no frame at all; run the stream first, or leave frames out for whole intervals."
+        raise ConfigError(msg)
     shares = shares or {}
     for name in shares:
         if name not in names:
             msg = f"shares name layer {name!r}, which does not run in this model.{nearest(name, names)}"
             raise ConfigError(msg)
-    rows = tuple(_layer_cost(settings, group, shares.get(settings.name)) for settings, group in groups)
+    rows = tuple(
+        _averaged(_layer_cost(settings, group, shares), settings.interval, frames) for settings, group in groups
+    )
     is_upper_bound = any(settings.is_dynamic and settings.name not in shares for settings, _ in groups)
-    return Cost(rows, _interval(model, config), run.uncounted, is_upper_bound)
+    own = _config(model, config)
+    return Cost(
+        layers=rows,
+        interval=1 if own is None else own.interval,
+        uncounted=run.uncounted,
+        is_upper_bound=is_upper_bound and (frames is None or frames.residual > 0),
+        frames=frames,
+        is_without_scene_changes=frames is None and own is not None and own.schedule.kind != "interval",
+    )
 
 
 @dataclass(frozen=True)
@@ -221,49 +138,55 @@ def _settings(call: LayerCall, config: ResQConfig | None) -> _Settings:
     return _Settings(name, *config.precision_of(name), config.interval, config.reference)
 
 
-def _interval(model: nn.Module, config: ResQConfig | None) -> int:
+def _config(model: nn.Module, config: ResQConfig | None) -> ResQConfig | None:
     if config is not None:
-        return config.interval
-    return next(
-        (module.settings.config.interval for module in model.modules() if isinstance(module, ResidualLayer)), 1
+        return config
+    return next((module.settings.config for module in model.modules() if isinstance(module, ResidualLayer)), None)
+
+
+def _layer_cost(
+    settings: _Settings, calls: Sequence[LayerCall], shares: Mapping[str, Mapping[int, float]]
+) -> LayerCost:
+    """Cost of a keyframe and of a residual frame."""
+    macs, keyframe, residual = sum(call.macs for call in calls), settings.keyframe, settings.residual
+    cost = LayerCost(settings.name, _kind(calls[0].layer), "float", len(calls), macs, 0, 0, 0, 0, 0)
+    if keyframe is None:
+        bops = macs * FLOAT_BITS * FLOAT_BITS
+        return replace(cost, bops_keyframe=bops, bops_residual=bops)
+    bops = macs * keyframe.weight * max(keyframe.pool)
+    if residual is None:
+        return replace(cost, precision=str(keyframe), bops_keyframe=bops, bops_residual=bops)
+    policy_bops, bits, found = 0, float(max(residual.pool)), shares.get(settings.name)
+    if settings.is_dynamic:
+        policy_bops = sum(call.inputs for call in calls) * len(residual.pool) * max(residual.pool) ** 2
+        if found is not None:
+            bits = _mean_bits(settings.name, found, residual.pool)
+    elif found is not None:
+        msg = f"shares name layer {settings.name!r}, whose residual precision {residual} is not a dynamic pool."
+        raise ConfigError(msg)
+    per_input = FLOAT_BYTES if settings.reference == "float" else -(-max(keyframe.pool) // 8)
+    return replace(
+        cost,
+        precision=f"{keyframe}->{residual}",
+        bops_keyframe=bops,
+        bops_residual=macs * residual.weight * bits + policy_bops,
+        policy_bops=policy_bops,
+        state_bytes=sum(call.inputs * per_input + call.outputs * FLOAT_BYTES for call in calls),
     )
 
 
-def _layer_cost(settings: _Settings, calls: Sequence[LayerCall], shares: Mapping[int, float] | None) -> LayerCost:
-    macs = sum(call.macs for call in calls)
-    kind = _kind(calls[0].layer)
-    keyframe, residual = settings.keyframe, settings.residual
-    if keyframe is None:
-        bops = macs * FLOAT_BITS * FLOAT_BITS
-        return LayerCost(settings.name, kind, "float", len(calls), macs, bops, bops, bops, 0, 0)
-    bops_keyframe = macs * keyframe.weight * max(keyframe.pool)
-    if residual is None:
-        precision = str(keyframe)
-        return LayerCost(
-            settings.name, kind, precision, len(calls), macs, bops_keyframe, bops_keyframe, bops_keyframe, 0, 0
-        )
-    policy_bops = 0
-    bits: float = max(residual.pool)
-    if settings.is_dynamic:
-        policy_bops = sum(call.inputs for call in calls) * len(residual.pool) * max(residual.pool) ** 2
-        if shares is not None:
-            bits = _mean_bits(settings.name, shares, residual.pool)
-    elif shares is not None:
-        msg = f"shares name layer {settings.name!r}, whose residual precision {residual} is not a dynamic pool."
-        raise ConfigError(msg)
-    bops_residual = macs * residual.weight * bits + policy_bops
-    per_input = FLOAT_BYTES if settings.reference == "float" else -(-max(keyframe.pool) // 8)
-    return LayerCost(
-        name=settings.name,
-        kind=kind,
-        precision=f"{keyframe}->{residual}",
-        calls=len(calls),
-        macs=macs,
-        bops_keyframe=bops_keyframe,
-        bops_residual=bops_residual,
-        bops_per_frame=(bops_keyframe + (settings.interval - 1) * bops_residual) / settings.interval,
-        policy_bops=policy_bops,
-        state_bytes=sum(call.inputs * per_input + call.outputs * FLOAT_BYTES for call in calls),
+def _averaged(cost: LayerCost, interval: int, frames: FrameCounts | None) -> LayerCost:
+    """Average over whole intervals, or over the frames that ran; what did not run is not known."""
+    if frames is None:
+        if cost.bops_keyframe == cost.bops_residual:
+            return replace(cost, bops_per_frame=cost.bops_keyframe)
+        return replace(cost, bops_per_frame=(cost.bops_keyframe + (interval - 1) * cost.bops_residual) / interval)
+    bops = (frames.keyframes * cost.bops_keyframe + frames.residual * cost.bops_residual) / frames.total
+    return replace(
+        cost,
+        bops_per_frame=bops,
+        bops_keyframe=cost.bops_keyframe if frames.keyframes else math.nan,
+        bops_residual=cost.bops_residual if frames.residual else math.nan,
     )
 
 
@@ -281,21 +204,3 @@ def _mean_bits(name: str, shares: Mapping[int, float], pool: tuple[int, ...]) ->
 
 def _kind(layer: nn.Module) -> str:
     return next(kind.__name__ for kind in COUNTED_LAYERS if isinstance(layer, kind))
-
-
-def _sum(name: str, layers: Sequence[LayerCost]) -> LayerCost:
-    if len(layers) == 1 and layers[0].name == name:
-        return layers[0]
-    precisions = {layer.precision for layer in layers}
-    return LayerCost(
-        name=name,
-        kind="module",
-        precision=precisions.pop() if len(precisions) == 1 else "mixed",
-        calls=sum(layer.calls for layer in layers),
-        macs=sum(layer.macs for layer in layers),
-        bops_keyframe=sum(layer.bops_keyframe for layer in layers),
-        bops_residual=sum(layer.bops_residual for layer in layers),
-        bops_per_frame=sum(layer.bops_per_frame for layer in layers),
-        policy_bops=sum(layer.policy_bops for layer in layers),
-        state_bytes=sum(layer.state_bytes for layer in layers),
-    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from rich import box
 from rich.table import Table
 
-from resq_plugin.cost.measure import Cost, LayerCost
+from resq_plugin.cost.result import Cost, LayerCost
 
 __all__ = ["cost_table", "uncounted_summary"]
 
@@ -22,8 +23,11 @@ def cost_table(cost: Cost, depth: int | None = 1) -> Table:
     mixed = len(precisions) > 1
     what = "" if mixed else "".join(precisions) + ", "
     bound = ", an upper bound" if cost.is_upper_bound else ""
+    over = f"T={cost.interval} frames" + (" without scene changes" if cost.is_without_scene_changes else "")
+    if cost.frames is not None:
+        over = f"{cost.frames.keyframes} keyframes and {cost.frames.residual} residual frames"
     table = Table(
-        title=f"{what}averaged over T={cost.interval} frames{bound}",
+        title=f"{what}averaged over {over}{bound}",
         caption="BOPs = MACs · b_w · b_a in 10⁹, state in MiB",
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -52,4 +56,8 @@ def uncounted_summary(cost: Cost) -> str:
 def _numbers(row: LayerCost | Cost, total: Cost) -> tuple[str, ...]:
     values = (row.macs, row.bops_keyframe, row.bops_residual, row.bops_per_frame)
     share = row.bops_per_frame / (total.bops_per_frame or 1)
-    return *(f"{value / 1e9:.2f}" for value in values), f"{share:.1%}", f"{row.state_bytes / 2**20:.1f}"
+    return (
+        *("–" if math.isnan(value) else f"{value / 1e9:.2f}" for value in values),
+        f"{share:.1%}",
+        f"{row.state_bytes / 2**20:.1f}",
+    )

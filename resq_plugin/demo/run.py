@@ -18,7 +18,7 @@ from resq_plugin.demo.data import DemoData
 from resq_plugin.demo.result import DemoResult, Showcase
 from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.demo.shapes import CLASSES
-from resq_plugin.evaluation import Agreement, MeanIoU, Metric, evaluate, float_predictions
+from resq_plugin.evaluation import Agreement, MeanIoU, Metric, evaluate, float_predictions, weighted_mean
 from resq_plugin.method import stream
 
 __all__ = ["run_demo", "steps"]
@@ -151,7 +151,7 @@ class _Demo:
     def run_stream(self, scheme: str, config: ResQConfig, interval: int, **extra: Any) -> None:
         self.on_step(f"{config.notation}, T={interval}")
         found = evaluate(self.net, self.videos, self.targets, self.metrics, predict=_labels, interval=interval)
-        bops = self.bops(config.replace(interval=interval), found.bit_shares)
+        bops = self.bops(config.replace(interval=interval), **found.amortized())
         self.add(scheme, config.notation, interval, found.by_distance, bops, **extra)
 
     def show_stream(self, name: str, config: ResQConfig) -> None:
@@ -179,8 +179,8 @@ class _Demo:
                     metric.update(predictions_at(time % interval)[index][time], self.targets[name][index][time])
         return {name: tuple(table[name].compute() for table in tables) for name in self.metrics}
 
-    def bops(self, config: ResQConfig | None, shares: Mapping[str, Mapping[int, float]] | None = None) -> float:
-        return measure_cost(self.net, self.data.shape, config, shares).bops_per_frame
+    def bops(self, config: ResQConfig | None, **measured: Any) -> float:
+        return measure_cost(self.net, self.data.shape, config, **measured).bops_per_frame
 
     def add(
         self,
@@ -196,9 +196,9 @@ class _Demo:
             "scheme": scheme,
             "precision": precision,
             "interval": interval,
-            "accuracy": sum(values) / len(values),
+            "accuracy": _mean(values),
             "metric": self.metric,
-            "agreement": sum(scores["agreement"]) / len(scores["agreement"]),
+            "agreement": _mean(scores["agreement"]),
             "gbops_per_frame": bops / 1e9,
             "relative_bops": bops / self.base_bops,
             "by_distance": list(values),
@@ -207,6 +207,11 @@ class _Demo:
         }
         self.rows.append(row)
         logger.info("%s %s T=%d: %.2f", scheme, precision, interval, row["accuracy"])
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over the positions that occurred."""
+    return weighted_mean(values, [1] * len(values))
 
 
 def _labels(scores: Tensor) -> Tensor:

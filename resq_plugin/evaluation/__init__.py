@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from resq_plugin.evaluation.layer_errors import LayerError, measure_layers
 from resq_plugin.evaluation.metrics import PCK, Agreement, MeanIoU, Metric
-from resq_plugin.evaluation.protocol import Evaluation, evaluate, float_predictions
+from resq_plugin.evaluation.protocol import evaluate, float_predictions
+from resq_plugin.evaluation.result import Evaluation, Pixels, sum_pixels, weighted_mean
 
 __all__ = [
     "PCK",
@@ -13,7 +14,10 @@ __all__ = [
     "LayerError",
     "MeanIoU",
     "Metric",
+    "Pixels",
     "evaluate",
     "float_predictions",
     "measure_layers",
+    "sum_pixels",
+    "weighted_mean",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,42 +11,10 @@ from torch import Tensor, nn
 
 from resq_plugin.errors import ConfigError
 from resq_plugin.evaluation.metrics import Metric
+from resq_plugin.evaluation.result import Evaluation
 from resq_plugin.method import dense_execution, stream
 
-__all__ = ["Evaluation", "evaluate", "float_predictions"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` measured.
-
-    Attributes:
-        by_distance: metric name to its value at distance 0 (keyframes), 1, ..., T - 1 frames; NaN where no frame had
-            a target.
-        shares_by_distance: at distance 1, ..., T - 1, per layer the share of pixels per bit width of a dynamic pool.
-    """
-
-    by_distance: Mapping[str, tuple[float, ...]]
-    shares_by_distance: tuple[Mapping[str, Mapping[int, float]], ...] = ()
-
-    def mean(self, metric: str) -> float:
-        """The metric averaged over positions, as the paper reports it; positions without a target do not count."""
-        values = [value for value in self.by_distance[metric] if not math.isnan(value)]
-        return sum(values) / len(values) if values else math.nan
-
-    @property
-    def bit_shares(self) -> dict[str, dict[int, float]]:
-        """Shares averaged over the residual positions, as `measure_cost` takes them; empty without a dynamic pool."""
-        reached = [shares for shares in self.shares_by_distance if shares]
-        return {
-            layer: {bits: sum(shares[layer][bits] for shares in reached) / len(reached) for bits in pool}
-            for layer, pool in (reached[0] if reached else {}).items()
-        }
-
-    def until(self, interval: int) -> Evaluation:
-        """The same measurement for a shorter interval: its positions are the first of this one."""
-        by_distance = {metric: values[:interval] for metric, values in self.by_distance.items()}
-        return Evaluation(by_distance, self.shares_by_distance[: interval - 1])
+__all__ = ["evaluate", "float_predictions"]
 
 
 Sequences = Sequence[Sequence[Tensor] | Tensor]
@@ -76,7 +43,8 @@ def evaluate(
 
     A video is split into sequences of T frames whose first is the keyframe. With ``every_position`` it is run once
     for each of the T ways to split it, so that every labelled frame is seen at every position t <= T (§5.2); needed
-    when few frames are labelled.
+    when few frames are labelled. Where content decides which frames are keyframes there is one way only. Frames with
+    NaN, which ``on_change='keyframe'`` runs outside intervals, are at no position and not measured.
 
     Args:
         model: converted and calibrated, in evaluation mode.
@@ -96,10 +64,12 @@ def evaluate(
         seen: set[tuple[int, str]] = set()
         tables = [{name: make() for name, make in metrics.items()} for _ in range(length)]
         for index, frames in enumerate(videos):
-            for offset in range(length if every_position else 1):
+            for offset in range(length if every_position and video.schedule.is_fixed else 1):
                 video.reset()
                 for time in range(offset, len(frames)):
                     prediction = predict(video(frames[time]))
+                    if video.position < 0:
+                        continue
                     for name, metric in tables[video.position].items():
                         target = targets[name][index][time]
                         if target is not None:
@@ -112,8 +82,8 @@ def evaluate(
             )
             for name in metrics
         }
-        shares = tuple(video.bit_shares(distance) for distance in range(1, length))
-        return Evaluation(by_distance, shares if any(shares) else ())
+        pixels = tuple(video.pixel_counts(distance) for distance in range(1, length))
+        return Evaluation(by_distance, pixels if any(pixels) else (), video.frame_counts, video.schedule.is_fixed)
 
 
 def _check(videos: Sequences, targets: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:

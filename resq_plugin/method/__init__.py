@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resq_plugin.method.calls import Call, CountingExecutor
+from resq_plugin.method.frame_counts import FrameCounts, shares_of
 from resq_plugin.method.layers import (
     ActivationQuantizer,
     LayerSettings,
@@ -32,6 +33,7 @@ __all__ = [
     "ActivationQuantizer",
     "Call",
     "CountingExecutor",
+    "FrameCounts",
     "LayerCache",
     "LayerSettings",
     "ResidualLayer",
@@ -54,6 +56,7 @@ __all__ = [
     "scene_threshold",
     "set_scene_threshold",
     "share_error",
+    "shares_of",
     "stream",
     "weight_range",
     "weight_scale",

@@ -6,7 +6,7 @@ calibration, plain float) is decided by the active *executor*, one per thread of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -24,9 +24,11 @@ __all__ = [
     "Executor",
     "LayerSettings",
     "ResidualLayer",
+    "active_executor",
     "dense_execution",
     "executing",
     "frame_by_frame",
+    "onlookers",
     "residual_layers",
 ]
 
@@ -138,6 +140,13 @@ class ResidualLayer(nn.Module):
         """Φ_a as ``keyframe`` and the pool of Θ_a as ``residual.0``, ``residual.1``, ..., low to high bit width."""
         raise NotImplementedError
 
+    def numbers_version(self) -> Hashable:
+        """Change whenever the layer computes with other numbers, where the versions of its tensors do not tell.
+
+        A stream asks before every frame, so it must cost next to nothing.
+        """
+        return None
+
     def threshold(self) -> Tensor | None:
         """τ of Eq. 11 in units of ‖δ‖, (); None for a static residual.
 
@@ -167,7 +176,7 @@ class ResidualLayer(nn.Module):
         """Hand ``input`` to the active executor; it is named as in `torch.nn`, for calls by keyword."""
         if args:
             options["output_size"] = args[0]
-        return _active.get()(self, input, **options)
+        return active_executor()(self, input, **options)
 
 
 class Executor(Protocol):
@@ -180,24 +189,49 @@ class Executor(Protocol):
 
 def frame_by_frame(layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
     """The executor outside streams: every frame is quantized on its own, with Φ."""
+    if not torch.compiler.is_compiling():
+        for look in tuple(onlookers):
+            look(layer)
     return layer.keyframe(x, **options)
+
+
+onlookers: list[Callable[[ResidualLayer], None]] = []
+"""Told of every call outside streams, because it may have been meant to be inside; see `outside`."""
 
 
 def _dense(layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
     return layer.dense(x, **options)
 
 
-_active: ContextVar[Executor] = ContextVar("resq_executor", default=frame_by_frame)
+class _Entry:
+    """An executor, as long as it is in force."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor: Executor | None = executor
+
+
+_entries: ContextVar[tuple[_Entry, ...]] = ContextVar("resq_executors", default=())
+
+
+def active_executor() -> Executor:
+    """The executor of this thread of execution."""
+    for entry in reversed(_entries.get()):
+        if entry.executor is not None:
+            return entry.executor
+    return frame_by_frame
 
 
 @contextmanager
 def executing(executor: Executor) -> Iterator[None]:
     """Let ``executor`` run every ResQ layer called inside, in this thread of execution only."""
-    token = _active.set(executor)
+    entry = _Entry(executor)
+    _entries.set((*(other for other in _entries.get() if other.executor is not None), entry))
     try:
         yield
     finally:
-        _active.reset(token)
+        # Generators leave their blocks in any order, and some in another context than they entered them.
+        entry.executor = None
+        _entries.set(tuple(other for other in _entries.get() if other.executor is not None))
 
 
 @contextmanager

@@ -41,6 +41,11 @@ class Schedule:
     interval: int
     scene_threshold: float | None = None
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every T-th frame is a keyframe, and no other."""
+        return self.scene_threshold is None
+
     def is_keyframe(self, position: int, frame: Tensor, keyframe: Tensor) -> bool:
         """Whether the frame (N, C, H, W) that would get this position starts a new interval.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -10,7 +12,12 @@ from torch import Tensor
 
 from resq_plugin.errors import StreamError
 from resq_plugin.method.calls import Call, CountingExecutor
-from resq_plugin.method.layers import ResidualLayer
+from resq_plugin.method.frame_calls import CallsChangedError, compare_calls
+from resq_plugin.method.layers import LayerSettings, ResidualLayer
+from resq_plugin.method.outside import is_running
+from resq_plugin.method.paths import keyframe_path, residual_path
+from resq_plugin.method.recompute import LoggedExecutor
+from resq_plugin.method.repeated_calls import RepeatedCalls
 from resq_plugin.method.workspace import Workspace
 
 __all__ = ["LayerCache", "StreamState", "describe"]
@@ -32,15 +39,20 @@ class LayerCache:
     z: Tensor
 
 
-class StreamState(CountingExecutor):
+class StreamState(CountingExecutor, LoggedExecutor):
     """State of one stream and the executor that reads and writes it.
 
     A plain object: never a buffer, a parameter or part of a ``state_dict``. Caches are private copies, because
     the network around may work in place, and are keyed by layer and call, because layers may be reused in a frame.
+
+    Attributes:
+        order: layers with a residual path in the order in which this frame called them.
+        keyframe_order: those of the last keyframe.
     """
 
     def __init__(self, *, keep_graph: bool = False) -> None:
-        super().__init__()
+        CountingExecutor.__init__(self)
+        LoggedExecutor.__init__(self)
         self.caches: dict[Call, LayerCache] = {}
         self.is_keyframe = True
         self.keep_graph = keep_graph
@@ -48,64 +60,125 @@ class StreamState(CountingExecutor):
         self.counts: dict[tuple[int, str], Tensor] = {}
         self.choices: dict[str, Tensor] | None = None
         self.workspace = Workspace()
+        self.order: list[str] = []
+        self.keyframe_order: tuple[str, ...] = ()
+        self._repeated = RepeatedCalls()
+        self._holder: FrameType | None = None
 
-    def start_frame(self, position: int) -> None:
-        """Begin the frame at that distance from its keyframe; a keyframe (0) forgets everything."""
-        self.position, self.is_keyframe = position, position == 0
+    def start_frame(self, position: int, holder: FrameType | None = None) -> None:
+        """Begin the frame at that distance from its keyframe; a keyframe (0) forgets everything.
+
+        Args:
+            position: t.
+            holder: the generator that opens the frame, if one does.
+        """
+        self.position, self.is_keyframe, self._holder = position, position == 0, holder
         self.calls.clear()
+        self.order.clear()
+        self._logs.clear()
+        self._repeated.clear()
         if self.is_keyframe:
             self.caches.clear()
+
+    def end_frame(self, layers: Mapping[str, ResidualLayer], elsewhere: Mapping[int, LayerSettings]) -> None:
+        """Compare what was called with the keyframe.
+
+        Args:
+            layers: of the model.
+            elsewhere: settings, by identity, of layers that ran outside streams in other threads meanwhile.
+
+        Raises:
+            StreamError: no layer ran, or one that ran in another thread only.
+            CallsChangedError: fewer layers ran than at the keyframe, or in another order.
+        """
+        hint = (
+            "a stream is seen in the thread of its frame only. Run the model without nn.DataParallel and without "
+            "threads of its own"
+        )
+        if not self.calls:
+            msg = f"no ResQ layer of the model ran in this frame; {hint}, in every frame."
+            raise StreamError(msg)
+        missing = [
+            name for name, layer in layers.items() if name not in self.calls and id(layer.settings) in elsewhere
+        ]
+        if self.is_keyframe and missing:
+            msg = f"layer {missing[0]} ran in another thread; {hint}, or exclude=({missing[0]!r},)."
+            raise StreamError(msg)
+        if self.is_keyframe:
+            self.keyframe_order = tuple(self.order)
+            return
+        name, change = compare_calls(self.order, self.keyframe_order, missing)
+        if not change and (name := self._repeated.swapped()):
+            change = f"calls of layer {name} with inputs of one shape have changed places since the keyframe"
+        if change:
+            msg = f"{change}. {_way_out(name)}"
+            raise self._changed(msg)
+
+    def _changed(self, message: str) -> CallsChangedError:
+        error = CallsChangedError(message)
+        error.owner = self
+        return error
+
+    def __call__(self, layer: ResidualLayer, x: Tensor, **options: Any) -> Tensor:
+        """Run the next call of a layer in this frame."""
+        if self._holder is not None and not is_running(self._holder):
+            msg = (
+                f"layer {layer.settings.name} was called while the generator {self._holder.f_code.co_name} waits in "
+                "`with video.frame(...)`; compute there, z = model(frame), and yield z outside of the with block."
+            )
+            raise StreamError(msg)
+        return super().__call__(layer, x, **options)
 
     def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         """Run one call of one layer, Eq. 5."""
         name = layer.settings.name
         if layer.settings.residual is None:
+            self.log(name)
             return layer.keyframe(x, **options)
+        self.order.append(name)
         if self.is_keyframe:
+            self.log(name)
             return self._keyframe(layer, call, x, options)
         cache = self.caches.get(call)
         if cache is None:
-            msg = (
-                f"layer {name} was called {call[1]} time(s) at the keyframe and more often now. A network that "
-                "changes its calls must start a new interval: video.start_interval(), or exclude=('" + name + "',)."
-            )
-            raise StreamError(msg)
+            msg = f"layer {name} was called {call[1]} time(s) at the keyframe and more often now. {_way_out(name)}"
+            raise self._changed(msg)
         found, expected = (x.shape, x.dtype, x.device), (cache.x.shape, cache.x.dtype, cache.x.device)
         if found != expected:
             msg = (
                 f"layer {name} got {describe(found)} but its keyframe was {describe(expected)}. Call "
                 "video.start_interval() before such a frame."
             )
-            raise StreamError(msg)
+            raise self._changed(msg)
+        self.log(name, (cache.x, cache.z))
+        if (name, 1) in self.caches:
+            self._repeated.add(name, x, cache.x)
         return self._residual(layer, name, cache, x, options)
 
     def _keyframe(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
-        if layer.settings.config.reference == "float":
-            z = layer.keyframe(x, **options)
-            reference = self._own(x)
-        else:
-            reference = layer.quantize_keyframe(x)
-            z = layer.apply_keyframe(reference, **options)
-            reference = reference if self.keep_graph else reference.detach()
+        x_hat, z = keyframe_path(layer, x, options)
+        # x̂_k is the stream's own already.
+        reference = self._own(x) if x_hat is None else self._kept(x_hat)
         self.caches[call] = LayerCache(reference, self._own(z))
         return z
 
     def _residual(
         self, layer: ResidualLayer, name: str, cache: LayerCache, x: Tensor, options: dict[str, Any]
     ) -> Tensor:
-        delta_hat, choice = layer.quantize_residual(x, cache.x, self.workspace)
+        z, delta_hat, choice = residual_path(layer, x, (cache.x, cache.z), options, self.workspace)
         if choice is not None:
             self._record(layer, name, choice)
-        delta_z = layer.apply_residual(delta_hat, **options)
-        z = delta_z + cache.z if delta_z.requires_grad else delta_z.add_(cache.z)
         if layer.settings.config.reference == "running":
             x_hat = cache.x + delta_hat
-            cache.x = x_hat if self.keep_graph else x_hat.detach()
+            cache.x = self._kept(x_hat)
             cache.z = self._own(z)
         return z
 
+    def _kept(self, tensor: Tensor) -> Tensor:
+        return tensor if self.keep_graph else tensor.detach()
+
     def _own(self, tensor: Tensor) -> Tensor:
-        return tensor.clone() if self.keep_graph else tensor.detach().clone()
+        return self._kept(tensor).clone()
 
     def _record(self, layer: ResidualLayer, name: str, choice: Tensor) -> None:
         residual = layer.settings.residual
@@ -120,6 +193,12 @@ class StreamState(CountingExecutor):
     def state_bytes(self) -> int:
         """Bytes that the caches hold in this simulation."""
         return sum(t.numel() * t.element_size() for cache in self.caches.values() for t in (cache.x, cache.z))
+
+
+def _way_out(name: str) -> str:
+    return (
+        f"A network that changes its calls must start a new interval: video.start_interval(), or exclude=({name!r},)."
+    )
 
 
 def describe(signature: tuple[torch.Size, torch.dtype, torch.device]) -> str:

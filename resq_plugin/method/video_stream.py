@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import FrameError, StreamError
+from resq_plugin.method.conditions import Conditions
+from resq_plugin.method.frame_calls import CallsChangedError
+from resq_plugin.method.frame_counts import FrameCounts, shares_of
 from resq_plugin.method.layers import executing, frame_by_frame, residual_layers
+from resq_plugin.method.outside import generator_that_holds, remembering_nodes, watching_threads
+from resq_plugin.method.recompute import following_checkpoints
 from resq_plugin.method.schedule import Schedule, make_schedule
-from resq_plugin.method.stream_state import LayerCache, StreamState, describe
+from resq_plugin.method.stream_state import FARTHEST, LayerCache, StreamState, describe
 
 __all__ = ["Stream", "stream"]
 
@@ -26,7 +34,8 @@ class Stream:
     """One video: call it with one frame after another. Make it with `stream`.
 
     Attributes:
-        position: t of the last frame, 0 at a keyframe; -1 before the first frame.
+        position: t of the last frame, 0 at a keyframe; -1 before the first one, and after a frame with NaN, which is
+            run outside the interval (``on_change='keyframe'``).
         is_keyframe: whether the last frame was a keyframe.
     """
 
@@ -37,7 +46,10 @@ class Stream:
         self.schedule: Schedule = make_schedule(model, self.config, interval)
         self.position = -1
         self.is_keyframe = False
-        self._state = StreamState(keep_graph=model.training)
+        self._state = StreamState()
+        self._frames: dict[int, int] = {}
+        self._conditions = Conditions(model, self.layers)
+        self._nodes_of = WeakSet(self.layers.values())
         if record_choices:
             self._state.choices = {}
         self._keyframe_input: Tensor | None = None
@@ -64,15 +76,31 @@ class Stream:
 
         Raises:
             FrameError: the frame is not a tensor or holds NaN or Inf; the stream is unchanged.
-            StreamError: the stream is closed, or shape, dtype or device changed within the interval
-                (with ``on_change='keyframe'`` a new interval starts instead).
+            StreamError: the stream is closed; shape, dtype or device changed within the interval, or the frame calls
+                other layers than its keyframe (with ``on_change='keyframe'`` a new interval starts instead, for which
+                the model may run a second time on this frame); or layers run where the stream is not seen.
         """
+        try:
+            with self.frame(frame):
+                return self.model(frame, *args, **kwargs)
+        except CallsChangedError as change:
+            if self.config.on_change == "raise" or change.owner is not self._state:
+                raise
+            logger.warning("%s Now a new interval starts.", change)
+        self.start_interval()
         with self.frame(frame):
             return self.model(frame, *args, **kwargs)
 
+    def frame(self, frame: Tensor) -> AbstractContextManager[None]:
+        """Run whatever model calls are made inside as the next frame, whose input is ``frame`` (N, C, H, W).
+
+        In a generator, close the ``with`` block before the ``yield``: the consumer's model calls would be part of the
+        frame, and are refused.
+        """
+        return self._frame(frame, generator_that_holds(sys._getframe(1)))
+
     @contextmanager
-    def frame(self, frame: Tensor) -> Iterator[None]:
-        """Run whatever model calls are made inside as the next frame, whose input is ``frame`` (N, C, H, W)."""
+    def _frame(self, frame: Tensor, holder: FrameType | None) -> Iterator[None]:
         if self._closed:
             msg = "this stream is closed; open a new one with `with stream(model) as video:`."
             raise StreamError(msg)
@@ -80,31 +108,48 @@ class Stream:
             msg = "this stream is busy in another thread; open one stream per video: stream(model)."
             raise StreamError(msg)
         try:
+            self._conditions.require_same_model()
             if not self._is_usable(frame):
                 self.start_interval()
+                self.position, self.is_keyframe = -1, False
                 with executing(frame_by_frame):
                     yield
                 return
             position = 0 if self._starts_interval(frame) else self.position + 1
-            is_keyframe = position == 0
-            counts = dict(self._state.counts)
-            with executing(self._state):
-                self._state.start_frame(position)
-                try:
-                    yield
-                except BaseException:
-                    self._state.counts = counts
-                    # Caches that a failed frame may have half written are worth nothing; others stay.
-                    if is_keyframe or self.config.reference == "running":
-                        self.start_interval()
-                    raise
+            with self._running(position, holder):
+                yield
             self._demanded = False
-            self.is_keyframe = is_keyframe
-            self.position = position
-            if is_keyframe:
+            self.position, self.is_keyframe = position, position == 0
+            self._count(position, len(frame) if frame.dim() else 1)
+            if self.is_keyframe:
                 self._keyframe_input = frame.detach().clone()
+            if position <= 1:  # hosts make what they lack when a path first runs, e.g. scales of new weights
+                self._conditions.remember(frame.device)
         finally:
             self._lock.release()
+
+    @contextmanager
+    def _running(self, position: int, holder: FrameType | None) -> Iterator[None]:
+        """Let the state run the layers; a frame that fails leaves nothing of it behind."""
+        state = self._state
+        counts = dict(state.counts)
+        if position == 0:
+            state.keep_graph = self.model.training
+        with executing(state), following_checkpoints(), remembering_nodes(self._nodes_of), watching_threads() as seen:
+            state.start_frame(position, holder)
+            try:
+                yield
+                state.end_frame(self.layers, seen)
+            except BaseException:
+                state.counts = counts
+                # Caches that a failed frame may have half written are worth nothing; others stay.
+                if position == 0 or self.config.reference == "running":
+                    self.start_interval()
+                raise
+
+    def _count(self, position: int, frames: int) -> None:
+        position = min(position, FARTHEST)
+        self._frames[position] = self._frames.get(position, 0) + frames
 
     def clip(self, frames: Tensor) -> Tensor:
         """Run frames (N, T, C, H, W) one by one and return the outputs (N, T, ...). The model must return a tensor."""
@@ -127,6 +172,9 @@ class Stream:
     def _starts_interval(self, frame: Tensor) -> bool:
         reference = self._keyframe_input
         if self._demanded or reference is None or self.position + 1 >= self.schedule.interval:
+            return True
+        if change := self._conditions.change(frame.device):
+            logger.info("%s; a new interval starts.", change)
             return True
         found, expected = (
             (frame.shape, frame.dtype, frame.device),
@@ -165,8 +213,17 @@ class Stream:
         """Bytes that this stream's caches hold in the simulation (float). `measure_cost` tells those of a device."""
         return self._state.state_bytes()
 
-    def bit_shares(self, distance: int | None = None) -> dict[str, dict[int, float]]:
-        """Share of pixels that each bit width of a dynamic pool got, per layer, over the residual frames so far.
+    @property
+    def frame_counts(self) -> FrameCounts:
+        """Keyframes and residual frames that ran so far, over all intervals and resets, by distance from the keyframe.
+
+        Frames that failed or were run outside the stream do not count; the last distance stands for all that are
+        farther, too.
+        """
+        return FrameCounts.of(self._frames)
+
+    def pixel_counts(self, distance: int | None = None) -> dict[str, dict[int, int]]:
+        """Pixels that got each bit width of a dynamic pool, per layer, over the residual frames and calls so far.
 
         Args:
             distance: count only frames that far from their keyframe; 256 stands for all that are farther, too.
@@ -175,12 +232,15 @@ class Stream:
         for (position, name), counts in self._state.counts.items():
             if distance is None or position == distance:
                 totals[name] = totals[name] + counts if name in totals else counts
-        shares = {}
+        found = {}
         for name, counts in totals.items():
             residual = self.layers[name].settings.residual
-            values = (counts.double() / counts.sum()).tolist()
-            shares[name] = dict(zip(residual.pool if residual else (), values, strict=True))
-        return shares
+            found[name] = dict(zip(residual.pool if residual else (), counts.tolist(), strict=True))
+        return found
+
+    def bit_shares(self, distance: int | None = None) -> dict[str, dict[int, float]]:
+        """The same as shares, which `measure_cost` takes."""
+        return shares_of(self.pixel_counts(distance))
 
     @property
     def choices(self) -> dict[str, Tensor]:
@@ -194,6 +254,10 @@ class Stream:
             "is_keyframe": self.is_keyframe,
             "demanded": self._demanded,
             "keyframe_input": None if self._keyframe_input is None else self._keyframe_input.clone(),
+            "reference": self.config.reference,
+            "precisions": self._precisions(),
+            "numbers": self._conditions.numbers.checksum(),
+            "order": list(self._state.keyframe_order),
             "caches": {key: (cache.x.clone(), cache.z.clone()) for key, cache in self._state.caches.items()},
         }
 
@@ -201,12 +265,14 @@ class Stream:
         """Continue from what `get_state` returned, in this or another stream of the same model.
 
         Raises:
-            StreamError: the state is of another model; this stream is unchanged.
+            StreamError: the state is of another model, reference, precision, or of other weights or ranges; this
+                stream is unchanged.
         """
         try:
             caches = {key: LayerCache(x.clone(), z.clone()) for key, (x, z) in state["caches"].items()}
             position, is_keyframe, demanded = state["position"], state["is_keyframe"], state["demanded"]
-            keyframe_input = state["keyframe_input"]
+            keyframe_input, order = state["keyframe_input"], tuple(state["order"])
+            reference, precisions, numbers = state["reference"], state["precisions"], state["numbers"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             msg = f"this is no state of a stream ({error!r}); pass what video.get_state() returned."
             raise StreamError(msg) from error
@@ -214,9 +280,28 @@ class Stream:
         if unknown:
             msg = f"the state is of another model: it has layer {unknown[0]}, which this model has not."
             raise StreamError(msg)
+        self._conditions.require_same_model()
+        own = self._precisions()
+        differing = [f"layer {name} {text}" for name, text in precisions.items() if own.get(name) != text]
+        if reference != self.config.reference:
+            differing = [f"reference={reference!r}", *differing]
+        if not differing and numbers != self._conditions.numbers.checksum():
+            differing = ["other weights or ranges"]
+        if differing:
+            msg = (
+                f"the state is of a model with {differing[0]}, this one is {self.config} with "
+                f"reference={self.config.reference!r}; a state moves between copies of one model only."
+            )
+            raise StreamError(msg)
         self.position, self.is_keyframe, self._demanded = position, is_keyframe, demanded
         self._keyframe_input = None if keyframe_input is None else keyframe_input.clone()
-        self._state.caches = caches
+        self._state.caches, self._state.keyframe_order = caches, order
+        if self._keyframe_input is not None:
+            self._conditions.remember(self._keyframe_input.device)
+
+    def _precisions(self) -> dict[str, str]:
+        settings = {name: layer.settings for name, layer in self.layers.items()}
+        return {name: f"{each.keyframe}->{each.residual}" for name, each in settings.items()}
 
 
 def stream(model: nn.Module, *, interval: int | None = None, record_choices: bool = False) -> Stream:

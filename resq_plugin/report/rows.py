@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,10 +81,10 @@ def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]
         "Precision": _precision,
         "τ": lambda row: "" if row.get("threshold") is None else f"{row['threshold']:g}",
         "T": lambda row: str(row["interval"]),
-        "/".join(metrics): lambda row: f"{row['accuracy']:.1f}",
-        "Agreement": lambda row: "" if row["agreement"] is None else f"{row['agreement']:.1f}",
-        "GBOPs": lambda row: f"{row['gbops_per_frame']:.{2 if row['gbops_per_frame'] < 100 else 0}f}",
-        "Saved %": lambda row: "–" if row["scheme"] == "float" else f"{100 - 100 * row['relative_bops']:.1f}",
+        "/".join(metrics): lambda row: _number(row["accuracy"]),
+        "Agreement": lambda row: "" if row["agreement"] is None else _number(row["agreement"]),
+        "GBOPs": lambda row: _number(row["gbops_per_frame"], 2 if row["gbops_per_frame"] < 100 else 0),
+        "Saved %": lambda row: "–" if row["scheme"] == "float" else _number(100 - 100 * row["relative_bops"]),
     }
     columns.pop("agreement", None)
     if all(row["agreement"] is None for row in rows):
@@ -91,6 +92,10 @@ def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]
     if all(row.get("threshold") is None for row in rows):
         del columns["τ"]
     return tuple(columns), [tuple(cell(row) for cell in columns.values()) for row in rows]
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def rich_table(rows: Sequence[Row], title: str | None = None) -> Table:

@@ -61,7 +61,7 @@ def by_hand(config: ResQConfig, frames: list[Tensor], first: int) -> tuple[tuple
     found = evaluate(
         net, [frames[first:]], {"agreement": targets}, {"agreement": Agreement}, predict=lambda z: z.argmax(1)
     )
-    return found.by_distance["agreement"], measure_cost(net, SHAPE, shares=found.bit_shares).bops_per_frame
+    return found.by_distance["agreement"], measure_cost(net, SHAPE, **found.amortized()).bops_per_frame
 
 
 def test_rows_are_what_a_user_gets_by_hand() -> None:

@@ -508,16 +508,6 @@ def test_calls_of_an_earlier_interval_do_not_count(frames: list[Tensor]) -> None
             player(frames[3])
 
 
-def test_fewer_calls_than_at_the_keyframe_are_fine(frames: list[Tensor]) -> None:
-    model = build(Twice, interval=4)
-    expected = play(model, frames[:2])
-    model.calls = 2
-    with torch.no_grad(), stream(model) as player:
-        player(frames[0])
-        model.calls = 1
-        assert torch.equal(player(frames[1]), expected[1])
-
-
 # --- training through time ------------------------------------------------------------------------------------------
 
 QAT = [

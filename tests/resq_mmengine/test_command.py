@@ -61,6 +61,15 @@ def test_the_three_schemes_side_by_side(case: Path, capsys: pytest.CaptureFixtur
     assert "seg/mIoU at positions 0 ... 2:" in printed
 
 
+def test_positions_that_did_not_occur_are_no_numbers(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GIVEN a cut at every frame, THEN only keyframes are reported, at the cost of keyframes."""
+    schedule = ("--cfg-options", "resq.schedule.kind=scene_change", "resq.schedule.threshold=1e-6")
+    row = run(case, "--schemes", "resq", *schedule)["rows"][0]
+    assert row["accuracy_by_position"] == [pytest.approx(row["accuracy"]), None, None]
+    assert row["relative_bops"] == pytest.approx(1)
+    assert f"positions 0 ... 2: {row['accuracy']:.2f} – –" in " ".join(capsys.readouterr().out.split())
+
+
 def test_arguments_go_before_the_config(case: Path) -> None:
     arguments = ("--precision", "W8A8->W8A{0,4,8}", "--interval", "2", "--schemes", "resq")
     row = run(case, *arguments, "--cfg-options", "resq.policy.threshold=0.3")["rows"][0]

@@ -199,6 +199,24 @@ def test_scene_changes_start_intervals_in_clips_that_run_once(videos: Path, weig
     assert positions == {1e-6: 1, None: 3, 100.0: 5}
 
 
+def test_scene_changes_cost_what_ran(videos: Path, weights: Path, tmp_path: Path) -> None:
+    """GIVEN keyframes only, THEN a frame costs what a keyframe costs, and what did not occur is no number."""
+    changes = {"resq__interval": 3, "resq__precision": "W8A8->W4A{0,4,8}"}
+    schedule = {"kind": "scene_change", "threshold": 1e-6}
+    _, hook, metrics = run(videos, tmp_path, weights, resq__schedule=schedule, **changes)
+    assert hook.cost is not None
+    assert hook.evaluation is not None
+    assert hook.evaluation.frame_counts.by_distance == (5,)
+    assert metrics["resq/gbops_per_frame"] == metrics["resq/gbops_keyframe"] == 64 * hook.cost.macs / 1e9
+    assert math.isnan(metrics["resq/gbops_residual"])
+    _, hook, metrics = run(videos, tmp_path / "b", weights, resq__schedule={**schedule, "threshold": 100.0}, **changes)
+    assert hook.evaluation.frame_counts.by_distance == (2, 2, 1)
+    expected = (2 * metrics["resq/gbops_keyframe"] + 3 * metrics["resq/gbops_residual"]) / 5
+    assert metrics["resq/gbops_per_frame"] == pytest.approx(expected)
+    weighted = sum(n * metrics[f"seg/mIoU_t{t}"] for t, n in enumerate((2, 2, 1))) / 5
+    assert metrics["seg/mIoU"] == pytest.approx(weighted)
+
+
 def test_unlabelled_frames_are_run_and_not_measured(videos: Path, weights: Path, tmp_path: Path) -> None:
     make_frames(tmp_path, "val", 5)
     make_frames(tmp_path, "calib", 6)

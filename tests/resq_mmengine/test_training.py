@@ -113,6 +113,35 @@ def test_gradients_flow_from_residual_frames_into_their_keyframe(videos: Path, t
     assert float(inputs.grad[:2].abs().max()) > 0
 
 
+def test_with_cp_gives_the_same_gradients(videos: Path, tmp_path: Path) -> None:
+    """MMSeg's activation checkpointing (reentrant), WHEN only residual frames are labelled, too."""
+    runner = Runner.from_cfg(training_config(videos, tmp_path, iterations=1))
+    runner.train()
+    model = runner.model.train()
+    blocks = [module for module in model.modules() if hasattr(module, "with_cp")]
+    assert blocks
+    data = model.data_preprocessor(next(iter(runner.train_dataloader)), True)
+    for labelled in (True, False):
+        results = []
+        for sample in data["data_samples"][:2]:
+            sample.set_metainfo({"labelled": labelled})
+        for with_cp in (False, True):
+            for block in blocks:
+                block.with_cp = with_cp
+            model.zero_grad()
+            inputs = data["inputs"].clone().requires_grad_()
+            model(inputs, copy.deepcopy(data["data_samples"]), mode="loss")["decode.loss_ce"].backward()
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            results.append(gradients | {"inputs": inputs.grad.clone()})
+        expected, found = results
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-6 + 1e-4 * float(gradient.abs().max())), (
+                name
+            )
+        assert float(found["inputs"][:2].abs().max()) > 0
+
+
 class Calibrated(Hook):
     """Remembers the scales that training starts from."""
 

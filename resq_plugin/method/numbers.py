@@ -1,0 +1,70 @@
+"""Noticing that the numbers layers compute with are others than at the keyframe."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resq_plugin.method.layers import ResidualLayer
+
+__all__ = ["Numbers"]
+
+Slot = tuple[dict[str, Any], str]
+"""A place in a module: one of its tables, and the key."""
+
+
+class Numbers:
+    """All tensors that some layers compute with, known by their places: walking modules takes too long for each frame.
+
+    Watched are Parameters, the activation norm, and the Parameters and statistics of folded batch norms.
+    """
+
+    def __init__(self, layers: Iterable[ResidualLayer]) -> None:
+        self.layers = list(layers)
+        own = ResidualLayer.numbers_version
+        self._special = [layer for layer in self.layers if type(layer).numbers_version is not own]
+        self.find()
+
+    def find(self) -> None:
+        """Look for the places anew, because modules may have been replaced."""
+        slots: list[Slot] = []
+        for layer in self.layers:
+            norms = layer.__dict__.get("_folded", ())
+            slots += [(module._parameters, key) for module in (*layer.modules(), *norms) for key in module._parameters]
+            slots.append((layer._buffers, "activation_norm"))
+            slots += [(norm._buffers, key) for norm in norms for key in ("running_mean", "running_var")]
+        self._slots = slots
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors that lie there now."""
+        return [tensor for owner, key in self._slots if (tensor := owner.get(key)) is not None]
+
+    def version(self) -> Hashable:
+        """Change whenever a tensor is written or replaced; values are not read.
+
+        What is written behind autograd's back (``.data``) is noticed where a backend overrides
+        `ResidualLayer.numbers_version`.
+        """
+        tensors = self.tensors()
+        special = tuple([layer.numbers_version() for layer in self._special])
+        return tuple(map(Tensor.data_ptr, tensors)), _versions(tensors), special
+
+    def checksum(self) -> int:
+        """CRC-32 of the values, which says whether two models compute with the same."""
+        found = 0
+        for tensor in self.tensors():
+            if not tensor.is_meta:
+                values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                found = zlib.crc32(values.numpy().data, found)
+        return found
+
+
+def _versions(tensors: list[Tensor]) -> tuple[int, ...]:
+    try:
+        return tuple([tensor._version for tensor in tensors])
+    except RuntimeError:  # tensors made in inference mode have no version
+        return tuple([-1 if tensor.is_inference() else tensor._version for tensor in tensors])
