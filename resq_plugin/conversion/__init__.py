@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resq_plugin.conversion.agreement import Disagreement, range_disagreement
 from resq_plugin.conversion.checkpoint import (
     checkpoint_config,
     load_checkpoint,
@@ -14,6 +15,7 @@ from resq_plugin.conversion.folding import evaluating, fold_batch_norms
 
 __all__ = [
     "ConversionSummary",
+    "Disagreement",
     "checkpoint_config",
     "convert",
     "evaluating",
@@ -21,6 +23,7 @@ __all__ = [
     "fold_batch_norms",
     "load_checkpoint",
     "load_ranges",
+    "range_disagreement",
     "revert",
     "save_checkpoint",
     "save_ranges",
