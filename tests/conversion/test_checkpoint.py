@@ -509,7 +509,7 @@ def test_ranges_of_other_settings_are_refused_at_every_door(setting: str, door: 
         (load_ranges if door == "ranges" else load_checkpoint)(model, path)
     assert_same_facts(facts(model), before)
     line = str(caught.value).split("Write convert(model, ")[1].split("), or load")[0]
-    fitting = convert(seeded(ZOO["residual"]), eval(line, {"ResQConfig": ResQConfig}))  # noqa: S307  # our own line
+    fitting = convert(seeded(ZOO["residual"]), eval(line, {"ResQConfig": ResQConfig}))  # our own line
     if door == "ranges":
         load_ranges(fitting, path)
     else:
