@@ -12,13 +12,16 @@ from resq_plugin.backends import TorchResidualLayer
 from resq_plugin.calibration.collect import LayerSamples, best
 from resq_plugin.calibration.search import LayerSearch, PathSearch, search_path
 from resq_plugin.config import MAX_BITS, Precision
-from resq_plugin.method import ResidualLayer, fake_quantize, weight_scale
+from resq_plugin.method import ResidualLayer, fake_quantize_weight, weight_scale
 
 __all__ = ["Need", "describe_needs", "error_limit", "find_needs", "usual_error"]
 
 FACTOR = 4
 """How far above the usual error a layer falls out. Of DDRNet's 110 quantizers none is above 1.9 times of it, while
 8-bit layers with one weight scale for channels of very different ranges (MobileNet) reach 60 times."""
+
+SMALLEST = 0.05
+"""A layer with a smaller error does no harm, however many bits it has."""
 
 LARGEST = 0.9
 """A layer with a larger error lets nothing through, whatever the bit widths."""
@@ -54,12 +57,9 @@ class Need:
 
     @property
     def remedy(self) -> str:
-        """The first alternative that brings the error to where it belongs, else ``exclude``."""
-        for setting, error in self.alternatives.items():
-            bits = self.precision if setting == CHANNEL else _parsed(setting)
-            if error <= error_limit(bits.weight, bits.pool[-1]):
-                return setting
-        return EXCLUDE
+        """The first alternative that brings the error to what the present bits can give, else ``exclude``."""
+        limit = error_limit(self.precision.weight, self.precision.pool[-1])
+        return next((setting for setting, error in self.alternatives.items() if error <= limit), EXCLUDE)
 
 
 def usual_error(weight: int, activation: int) -> float:
@@ -75,7 +75,7 @@ def usual_error(weight: int, activation: int) -> float:
 
 def error_limit(weight: int, activation: int) -> float:
     """Error above which a layer falls out."""
-    return min(FACTOR * usual_error(weight, activation), LARGEST)
+    return min(max(FACTOR * usual_error(weight, activation), SMALLEST), LARGEST)
 
 
 def find_needs(layer: ResidualLayer, samples: LayerSamples, search: LayerSearch) -> list[Need]:
@@ -110,7 +110,7 @@ def _alternatives(layer: ResidualLayer, precision: Precision, path: PathSearch) 
         if changed != precision:
             found = error(weight_bits, bits, channel=per_channel)
             yield str(changed), found
-            if found <= error_limit(weight_bits, bits):
+            if found <= error_limit(precision.weight, precision.pool[-1]):
                 return
 
 
@@ -121,7 +121,7 @@ def _with_top(precision: Precision, bits: int) -> int | tuple[int, ...]:
 def _quantized(layer: TorchResidualLayer, bits: int, *, channel: bool) -> Tensor:
     view = layer.grouped(layer.weight_of("float").detach())
     scale = weight_scale(view, bits, layer.weight_channel_dims if channel else ())
-    return fake_quantize(view, scale, bits).view_as(layer.weight)
+    return fake_quantize_weight(view, scale, bits).view_as(layer.weight)
 
 
 def _parsed(setting: str) -> Precision:
