@@ -112,13 +112,7 @@ def _single(x: Tensor) -> Tensor:
 
 
 class _KeepsType(nn.Module):
-    """Mixin for a module whose range follows the model's device and is float32 at least, as scales of 16 bits need."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for tensor in (*self.parameters(recurse=False), *self.buffers(recurse=False)):
-            if tensor.dtype in HALF_TYPES:
-                tensor.data = tensor.data.float()
+    """Mixin for a module whose range follows the model's device and keeps its type: scales of 16 bits need float32."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         def keep_type(tensor: Tensor) -> Tensor:
@@ -129,7 +123,14 @@ class _KeepsType(nn.Module):
 
 
 class WeightScaling(_KeepsType, ParameterFromStatsFromParameterScaling):
-    """Brevitas' learned weight range, in single precision."""
+    """Brevitas' learned weight range, whose scale is of single precision."""
+
+    def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
+        """Return the range over ``threshold``, which decides the type only if it has as many dimensions."""
+        if threshold is not None and self.value.dtype in HALF_TYPES:
+            threshold = threshold.reshape([1] * self.value.dim())
+        scale: Tensor = super().forward(x, threshold)
+        return scale
 
 
 class RuntimeScaling(_KeepsType, ParameterFromRuntimeStatsScaling):
