@@ -11,7 +11,15 @@ from typing import Any
 
 from resq_plugin.errors import ConfigError, nearest
 
-__all__ = ["CalibrationConfig", "PolicyConfig", "Precision", "ResQConfig", "ScheduleConfig", "parse_precision"]
+__all__ = [
+    "MAX_BITS",
+    "CalibrationConfig",
+    "PolicyConfig",
+    "Precision",
+    "ResQConfig",
+    "ScheduleConfig",
+    "parse_precision",
+]
 
 CONFIG_VERSION = 1
 MIN_BITS, MAX_BITS = 2, 16
