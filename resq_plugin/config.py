@@ -11,7 +11,15 @@ from typing import Any
 
 from resq_plugin.errors import ConfigError, nearest
 
-__all__ = ["CalibrationConfig", "PolicyConfig", "Precision", "ResQConfig", "ScheduleConfig", "parse_precision"]
+__all__ = [
+    "MAX_BITS",
+    "CalibrationConfig",
+    "PolicyConfig",
+    "Precision",
+    "ResQConfig",
+    "ScheduleConfig",
+    "parse_precision",
+]
 
 CONFIG_VERSION = 1
 MIN_BITS, MAX_BITS = 2, 16
@@ -181,7 +189,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _choice("schedule.kind", self.kind, ("interval", "scene_change"))
-        if self.threshold is not None and not (isinstance(self.threshold, (int, float)) and self.threshold > 0):
+        is_number = isinstance(self.threshold, (int, float))
+        if self.threshold is not None and not (is_number and 0 < self.threshold < float("inf")):
             msg = (
                 f"schedule.threshold={self.threshold!r} is not allowed; write a number above 0, "
                 "or None to calibrate it."

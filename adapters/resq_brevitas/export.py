@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from resq_brevitas._compat import grid_of
+from resq_brevitas.quantizers import settle
 from resq_plugin.errors import ExportError, nearest
 from resq_plugin.files import written_into
 from resq_plugin.method import LayerCache, ResidualLayer, StreamState, executing, residual_layers
@@ -96,6 +98,7 @@ def export_graphs(
     model = copy.deepcopy(model).eval()
     for layer in residual_layers(model).values():
         _put_fold_into_weight(layer)
+        layer.weight.copy_(settle(grid_of(layer.weight_quant), layer.weight))
     keyframe = KeyframeGraph(model)
     results = keyframe(frame)
     keys = list(keyframe.state.caches)

@@ -12,6 +12,7 @@ from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, nn
 
 from resq_brevitas._compat import (
+    grid_of,
     is_correcting_bias,
     is_exporting,
     is_initialized,
@@ -20,6 +21,7 @@ from resq_brevitas._compat import (
     plain,
     remake,
 )
+from resq_brevitas.quantizers import settle
 from resq_brevitas.residual_path import ResidualPath
 from resq_brevitas.views import ZERO_BITS, ActivationView
 from resq_plugin.backends import TorchResidualLayer
@@ -122,7 +124,11 @@ class BrevitasResidualLayer(TorchResidualLayer):
         bias = self.float_weight()[1]
         if bias is not None and kind == "keyframe":
             bias = plain(self.bias_quant(bias))
-        return plain(self._weight_holder(kind).quant_weight()), bias
+        holder = self._weight_holder(kind)
+        if is_exporting(holder.weight_quant) and not torch.onnx.is_in_onnx_export():  # `quant_inference_mode`
+            weight = self.float_weight()[0]
+            return plain(holder.weight_quant(settle(grid_of(holder.weight_quant), weight))), bias
+        return plain(holder.quant_weight()), bias
 
     def _weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
         """Weight of a path and bias; exporters, and those who disable quantizers, must not be given cached numbers."""

@@ -11,7 +11,8 @@ from typing import Any
 import brevitas
 import torch
 from brevitas.core.function_wrapper.shape import StatsInputViewShapeImpl
-from brevitas.core.scaling import ParameterFromRuntimeStatsScaling
+from brevitas.core.quant import IntQuant as BrevitasIntQuant
+from brevitas.core.scaling import ParameterFromRuntimeStatsScaling, ParameterFromStatsFromParameterScaling
 from brevitas.inject import value
 from brevitas.inject.enum import ScalingImplType, StatsOp
 from brevitas.quant.base import (
@@ -24,6 +25,8 @@ from brevitas.quant.base import (
 from brevitas.quant.solver.act import ActQuantSolver
 from brevitas.quant.solver.weight import WeightQuantSolver
 from torch import Tensor, nn
+
+from resq_plugin.method import HALF_TYPES, is_lowest, settle_lowest
 
 __all__ = [
     "HalfStepIntScaling",
@@ -56,11 +59,81 @@ class HalfStepIntScaling(brevitas.jit.ScriptModule):
 
     @brevitas.jit.script_method
     def forward(self, bit_width: Tensor) -> Tensor:
-        """Return the divisor, ()."""
-        return (2.0**bit_width - 1.0) / self.divisor
+        """Return the divisor, (), in single precision: 2^16 is infinite in float16."""
+        return (2.0 ** bit_width.float() - 1.0) / self.divisor
 
 
-class RuntimeScaling(ParameterFromRuntimeStatsScaling):
+class SinglePrecisionQuant(BrevitasIntQuant):
+    """Brevitas' integers and values, computed in float32 where the tensor is of half precision, as in all backends."""
+
+    def to_int(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
+        """Return the integers of Eq. 1, in float32 for a tensor of half precision."""
+        integers: Tensor = super().to_int(scale, zero_point, bit_width.float(), _single(x))
+        return integers
+
+    def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
+        """Return q(x; Θ), in the type of ``x``."""
+        y: Tensor = super().forward(scale, zero_point, bit_width, _single(x))
+        return y.to(x.dtype)
+
+
+class WeightQuant(SinglePrecisionQuant):
+    """The same for weights, whose most negative value lies on a tie, see `resq_plugin.method.is_lowest`."""
+
+    def to_int(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
+        """Return the integers of Eq. 1."""
+        integers = super().to_int(scale, zero_point, bit_width, x)
+        with torch.no_grad():
+            bit_width = bit_width.float()
+            low = self.min_int(bit_width)
+            lowest = is_lowest(self.input_view_impl(_single(x)), scale, bit_width)
+            correction = torch.where(lowest, low - integers, 0)
+        return integers + correction
+
+
+def settle(grid: Any, weight: Tensor) -> Tensor:
+    """Take a weight off its tie for those of Brevitas' handlers and formats that quantize it without a `WeightQuant`.
+
+    Args:
+        grid: what computes scale and integers.
+        weight: the float weight.
+    """
+    if not isinstance(getattr(grid, "int_quant", None), WeightQuant):
+        return weight
+    bit_width = grid.msb_clamp_bit_width_impl().float()
+    with torch.no_grad():
+        scale = grid.scaling_impl(weight, grid.int_scaling_impl(bit_width))
+        offset = settle_lowest(weight, scale, bit_width) - weight
+    return weight + offset
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in HALF_TYPES else x
+
+
+class _KeepsType(nn.Module):
+    """Mixin for a module whose range follows the model's device and keeps its type: scales of 16 bits need float32."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        def keep_type(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_type, recurse)
+
+
+class WeightScaling(_KeepsType, ParameterFromStatsFromParameterScaling):
+    """Brevitas' learned weight range, whose scale is of single precision."""
+
+    def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
+        """Return the range over ``threshold``, which decides the type only if it has as many dimensions."""
+        if threshold is not None and self.value.dtype in HALF_TYPES:
+            threshold = threshold.reshape([1] * self.value.dim())
+        scale: Tensor = super().forward(x, threshold)
+        return scale
+
+
+class RuntimeScaling(_KeepsType, ParameterFromRuntimeStatsScaling):
     """Brevitas' learned activation range, but one that never saw data stays unset instead of becoming 1.0.
 
     One that has been set stays as it is in another `calibration_mode`, which would multiply the two.
@@ -94,6 +167,7 @@ class RuntimeMaxScaling(RuntimeScaling):
 
 class _Grid(IntQuant):
     int_scaling_impl = HalfStepIntScaling
+    int_quant = SinglePrecisionQuant
     scaling_impl_type = ScalingImplType.PARAMETER_FROM_STATS
     scaling_stats_op = StatsOp.MAX
     scaling_min_val = 1e-10
@@ -114,6 +188,9 @@ class ResQActMSE(MSESymmetricScale, ResQAct):
 
 class ResQWeightPerTensor(_Grid, PerTensorFloatScaling8bit, WeightQuantSolver):
     """Weights with one range by Eq. 7; learned from then on."""
+
+    scaling_impl = WeightScaling
+    int_quant = WeightQuant
 
 
 class _GroupedRows(nn.Module):
@@ -142,6 +219,9 @@ class ResQWeightPerChannel(_Grid, PerChannelFloatScaling8bit, WeightQuantSolver)
 
     Brevitas' own cannot do grouped transposed convolutions, in which an output channel is a group and a column.
     """
+
+    scaling_impl = WeightScaling
+    int_quant = WeightQuant
 
     @value
     def scaling_per_output_channel_shape(module, weight_ndims, output_channel_dim, out_channels):  # noqa: N805

@@ -30,7 +30,7 @@ from resq_mmengine.settings import Settings, read_settings
 from resq_mmengine.training import ResQModel
 from resq_mmengine.zoo import FrameModel
 from resq_plugin import ResQConfig, convert, measure_cost
-from resq_plugin.conversion import float_state_dict
+from resq_plugin.conversion import float_state_dict, range_disagreement
 from resq_plugin.cost import Cost
 from resq_plugin.errors import CheckpointError, ConfigError, ConversionError
 from resq_plugin.evaluation import Evaluation
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 store_histories_as_numbers()
 
 CALIBRATED = "resq_calibrated.pth"
-RANGE_SETTINGS = ("keyframe", "residual", "overrides", "include", "exclude", "keyframe_grid", "weights", "reference")
 
 
 @HOOKS.register_module()
@@ -168,10 +167,12 @@ class ResQHook(Hook):
         if self.settings is None or saved is None:
             return
         found, wanted = ResQConfig.from_dict(saved), self.settings.config
-        differing = [key for key in RANGE_SETTINGS if getattr(found, key) != getattr(wanted, key)]
-        if not differing:
+        differing = range_disagreement(found, wanted, residual_layers(_unwrap(runner.model)))
+        if differing is None:
             return
-        what = ", ".join(f"{key}={getattr(found, key)!r}" for key in differing)
+        what = (
+            f"keyframe={found.keyframe}, residual={found.residual} ({differing.found} instead of {differing.expected})"
+        )
         if self.settings.clips.dataset is None:
             msg = (
                 f"the checkpoint was calibrated with {what}, but the config asks for {wanted.notation}; load the "

@@ -17,6 +17,7 @@ from resq_plugin.method import (
     UniformQuantizer,
     Workspace,
     fake_quantize,
+    fake_quantize_weight,
     weight_scale,
 )
 
@@ -94,7 +95,7 @@ class TorchResidualLayer(ResidualLayer):
         """ŵ = q(w; Eq. 6 and 7) of the ``keyframe`` or ``residual`` path, and the float bias."""
         weight, bias = self.float_weight()
         view = self.grouped(weight)
-        return fake_quantize(view, self.weight_scale(kind, view), self._weight_bits(kind)).view_as(weight), bias
+        return fake_quantize_weight(view, self.weight_scale(kind, view), self._weight_bits(kind)).view_as(weight), bias
 
     def weight_scale_of(self, kind: str) -> Tensor:
         """Scale of every weight of one path, of the shape of the weight."""

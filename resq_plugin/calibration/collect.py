@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resq_plugin.calibration.ranges import output_loss
-from resq_plugin.calibration.sampling import Window, choose_windows, cut_windows
+from resq_plugin.calibration.sampling import Window, choose_windows, cut_windows, output_positions
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError
 from resq_plugin.method import Call, CountingExecutor, ResidualLayer, fake_quantize, scale_from_range
@@ -19,6 +19,9 @@ from resq_plugin.method import Call, CountingExecutor, ResidualLayer, fake_quant
 __all__ = ["Collector", "FullMapComparison", "LayerSamples", "best", "widen"]
 
 Quantize = Callable[[Tensor], Tensor]
+
+STILL = 2.0**-20
+"""Changes up to this share of the inputs themselves are noise of float arithmetic."""
 
 
 @dataclass
@@ -28,7 +31,9 @@ class LayerSamples:
     Attributes:
         clips: per clip and call, windows (n, C, h, w) by position; all positions of a clip show the same places.
         keyframe_range: minimum and maximum of x.
-        residual_range: minimum and maximum of x_t - x_k; None when no residual was seen.
+        residual_range: minimum and maximum of the change since the reference, in float; None when no residual was
+            seen.
+        is_complete: whether the windows hold all output positions of every frame.
         residuals: per clip and call, the positions that count as residual samples.
         keyframes: per clip and call, the positions that count as keyframe samples.
     """
@@ -38,12 +43,30 @@ class LayerSamples:
     residuals: list[list[int]] = field(default_factory=list)
     keyframe_range: tuple[float, float] = (float("inf"), -float("inf"))
     residual_range: tuple[float, float] | None = None
+    is_complete: bool = True
     square_sum: float = 0.0
     pixels: int = 0
 
     def is_signed(self, config: ResQConfig) -> bool:
         """Whether the keyframe grid is symmetric."""
         return config.keyframe_grid == "symmetric" or self.keyframe_range[0] < 0
+
+    @property
+    def largest(self) -> float:
+        """Largest magnitude of x."""
+        return max(self.keyframe_range[1], -self.keyframe_range[0])
+
+    @property
+    def is_still(self) -> bool:
+        """Whether no residual differs from zero."""
+        low, high = self.residual_range or (0.0, 0.0)
+        return max(high, -low) <= STILL * self.largest
+
+    @property
+    def widest_change(self) -> float:
+        """The largest change between two inputs in the range of those seen; the input itself if that is constant."""
+        low, high = self.keyframe_range
+        return float(torch.tensor((high - low) or self.largest))
 
     @property
     def activation_norm(self) -> float:
@@ -143,6 +166,7 @@ class Collector(CountingExecutor):
         if key not in self._slots:
             self._windows[key] = choose_windows(layer, x, self.positions, self.generator)
             self._slots[key] = len(samples.clips)
+            samples.is_complete &= self.positions >= output_positions(layer, x)
             samples.clips.append({})
             samples.keyframes.append([])
             samples.residuals.append([])
@@ -159,6 +183,8 @@ class Collector(CountingExecutor):
             samples.residuals[slot].append(self._position)
             low = samples.residual_range or (float("inf"), -float("inf"))
             samples.residual_range = widen(low, _difference(x, self._references, key), name)
+        if self.config.reference == "running" and key in self._references:
+            self._references[key] = x.clone()
         return z
 
 
@@ -191,7 +217,7 @@ def _require_batch(layer: ResidualLayer, x: Tensor) -> None:
 
 
 def _difference(x: Tensor, references: Mapping[Key, Tensor], key: Key) -> Tensor:
-    """Residual of ``x`` to the same call in the first frame of the clip."""
+    """Residual of ``x`` to the same call in the first frame of the clip, or in the last one that had it."""
     if key not in references:
         name, call, shape = key
         msg = (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resq_plugin.method import ResidualLayer
 
-__all__ = ["Window", "apply_to_windows", "choose_windows", "cut_windows"]
+__all__ = ["Window", "apply_to_windows", "choose_windows", "cut_windows", "output_positions"]
 
 SIDE = 4
 """Output positions per window side: 4×4 for images, so that a 3×3 kernel reads 6×6 inputs."""
@@ -52,6 +52,11 @@ def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[tuple[int, int]]:
     return [(total // 2, total - total // 2) for total in totals]
 
 
+def output_positions(layer: ResidualLayer, x: Tensor) -> int:
+    """How many positions there are to choose from."""
+    return int(x.shape[0] * math.prod(_spatial(layer, x)))
+
+
 def choose_windows(layer: ResidualLayer, x: Tensor, positions: int, generator: torch.Generator) -> list[Window]:
     """Place windows that hold about ``positions`` output positions: at random, or side by side if all are wanted.
 
@@ -62,7 +67,7 @@ def choose_windows(layer: ResidualLayer, x: Tensor, positions: int, generator: t
         generator: source of randomness, on the CPU.
     """
     sizes = _spatial(layer, x)
-    if positions >= x.shape[0] * math.prod(sizes):
+    if positions >= output_positions(layer, x):
         tiles = [sorted({*range(0, size - SIDE, SIDE), max(0, size - SIDE)}) for size in sizes]
         return list(itertools.product(range(x.shape[0]), *tiles))
     count = max(1, round(positions / math.prod(min(SIDE, size) for size in sizes)))

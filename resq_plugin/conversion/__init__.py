@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resq_plugin.conversion.agreement import Disagreement, range_disagreement
 from resq_plugin.conversion.checkpoint import (
     checkpoint_config,
     load_checkpoint,
@@ -16,6 +17,7 @@ from resq_plugin.conversion.reading import numpy_globals, read_checkpoint
 
 __all__ = [
     "ConversionSummary",
+    "Disagreement",
     "Match",
     "checkpoint_config",
     "convert",
@@ -27,6 +29,7 @@ __all__ = [
     "load_ranges",
     "match_state",
     "numpy_globals",
+    "range_disagreement",
     "read_checkpoint",
     "revert",
     "save_checkpoint",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resq_plugin.config import ResQConfig
+from resq_plugin.conversion.agreement import range_disagreement
 from resq_plugin.conversion.converter import float_state_dict
 from resq_plugin.conversion.matching import is_range_of, match_state, unwrap_state
 from resq_plugin.conversion.reading import read_checkpoint
@@ -21,8 +21,9 @@ from resq_plugin.method import ResidualLayer, residual_layers, scene_threshold, 
 
 __all__ = ["checkpoint_config", "load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
 
-FORMAT_VERSION = 1
 logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -117,9 +118,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _apply(model: nn.Module, state: dict[str, Tensor], values: dict[str, Any], path: Any) -> None:
-    layers = residual_layers(model)
-    if values.get("format") == "resq-plugin":
-        _check_precision(layers, values, path)
+    _check_settings(model, state, values, path)
     before, threshold = copy.deepcopy(model.state_dict()), scene_threshold(model)
     try:
         model.load_state_dict(state, strict=True)
@@ -130,15 +129,39 @@ def _apply(model: nn.Module, state: dict[str, Tensor], values: dict[str, Any], p
         raise CheckpointError(msg) from error
 
 
-def _check_precision(layers: Mapping[str, ResidualLayer], values: dict[str, Any], path: Any) -> None:
+def _check_settings(model: nn.Module, state: dict[str, Tensor], values: dict[str, Any], path: Any) -> None:
+    """Raise unless the ranges in a file were found with the settings of the model; a float checkpoint has none."""
+    layers = residual_layers(model)
+    expected = next(iter(layers.values())).settings.config
+    found = _settings_of(values, path)
+    if found is None:
+        if not (model.state_dict().keys() - float_state_dict(model).keys()).isdisjoint(state):
+            logger.warning(
+                "%s has ranges but does not say which settings they were found with; they are taken as ranges of %s, "
+                "weights=%r, reference=%r, keyframe_grid=%r. save_checkpoint(model, path) writes the settings along.",
+                *(path, expected.notation, expected.weights, expected.reference, expected.keyframe_grid),
+            )
+        return
+    differing = range_disagreement(found, expected, layers)
+    if differing is not None:
+        msg = (
+            f"{path} was calibrated with {differing.found}; here it is {differing.expected}. The model is unchanged. "
+            f"Write {differing.line}, or load float weights and calibrate anew."
+        )
+        raise CheckpointError(msg)
+
+
+def _settings_of(values: dict[str, Any], path: Any) -> ResQConfig | None:
+    """The configuration in a file of `save_checkpoint`, `save_ranges` or MMEngine's hook; None if there is none."""
+    meta = values.get("meta")
+    if values.get("format") == "resq-plugin":
+        config = values.get("config")
+    elif isinstance(meta, dict) and meta.get("resq") is not None:
+        config = meta["resq"]
+    else:
+        return None
     try:
-        config = ResQConfig.from_dict(values["config"])
-    except (ConfigError, KeyError, TypeError) as error:
+        return ResQConfig.from_dict(config)  # type: ignore[arg-type]
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         msg = f"{path} has a configuration that this release cannot read ({error}). The model is unchanged."
         raise CheckpointError(msg) from error
-    for name, layer in layers.items():
-        theirs, ours = config.precision_of(name), (layer.settings.keyframe, layer.settings.residual)
-        if theirs != ours:
-            found, expected = ("->".join(str(side) for side in pair if side) for pair in (theirs, ours))
-            msg = f"{path} was calibrated with layer {name} in {found}; here it is {expected}. The model is unchanged."
-            raise CheckpointError(msg)

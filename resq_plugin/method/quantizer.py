@@ -13,9 +13,12 @@ from resq_plugin.errors import CalibrationError, CheckpointError
 __all__ = [
     "UniformQuantizer",
     "fake_quantize",
+    "fake_quantize_weight",
     "integer_range",
+    "is_lowest",
     "quantize_to_integers",
     "scale_from_range",
+    "settle_lowest",
     "weight_range",
     "weight_scale",
 ]
@@ -25,6 +28,10 @@ SMALLEST_SCALE = 1e-12
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 """Too coarse for x / s and for the scales of 16 bits: these are quantized in float32."""
+
+
+TIE = 2.0**-20
+"""How close, relatively, to the tie at the low end of a weight's range a float may be and still stand for it."""
 
 
 class _RoundStraightThrough(torch.autograd.Function):
@@ -62,11 +69,13 @@ def scale_from_range(r_min: Tensor, r_max: Tensor, bits: int, *, signed: bool = 
     >>> scale_from_range(torch.tensor(-3.0), torch.tensor(1.5), 4)
     tensor(0.4000)
     """
+    if r_max.dtype in HALF_TYPES:  # 2^16 - 1 is infinite in float16
+        return scale_from_range(r_min.float(), r_max.float(), bits, signed=signed)
     if bits == 0:
         return torch.ones_like(r_max)
     span = 2 * torch.maximum(r_max, -r_min) if signed else r_max
-    scale: Tensor = span / (2**bits - 1)
-    return scale.clamp_min(SMALLEST_SCALE)
+    # By a tensor: CUDA multiplies by the reciprocal of a number, which is another scale in the last digit.
+    return (span / torch.full_like(span, 2**bits - 1)).clamp_min(SMALLEST_SCALE)
 
 
 def quantize_to_integers(
@@ -111,6 +120,46 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True, o
     integers = quantize_to_integers(x, scale, bits, signed=signed, out=out)
     scale = scale.to(x.dtype)
     return integers * scale if integers.requires_grad else integers.mul_(scale)
+
+
+def is_lowest(weight: Tensor, scale: Tensor, bits: int | Tensor) -> Tensor:
+    """Where a weight is at the low end of its range or below, so that its integer is -2^(b-1).
+
+    By Eq. 6 and 7 the most negative weight is ``w / s = -(2^b - 1) / 2`` if it is the largest in magnitude: a tie, for
+    every weight and channel, which half to even rounds to -2^(b-1). In floats the quotient may fall on either side of
+    the tie, depending on type, device and order of the arithmetic, which is a whole step. So it is decided here.
+    (The high end needs no such care: both sides of its tie are clamped to 2^(b-1) - 1.)
+    """
+    return weight <= scale * (-(2.0**bits - 1) / 2 * (1 - TIE))
+
+
+def settle_lowest(weight: Tensor, scale: Tensor, bits: int | Tensor) -> Tensor:
+    """The weight with its lowest values at ``-2^(b-1) s``, for those who round by arithmetic of their own.
+
+    However they divide, they get the integers of `fake_quantize_weight`, with more bits, too.
+    """
+    lowest = -(2.0 ** (bits - 1)) * scale
+    return torch.where(is_lowest(weight, scale, bits), lowest.to(weight.dtype), weight)
+
+
+def fake_quantize_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Quantizer q(w; Θ_w) of Eq. 1, with the integer -2^(b-1) at the low end of the range, see `is_lowest`.
+
+    Args:
+        weight: any shape.
+        scale: s, from `weight_scale`, broadcastable to it.
+        bits: b, at least 2.
+
+    >>> fake_quantize_weight(torch.tensor([-7.5, 0.4, 7.5]), torch.tensor(1.0), 4)
+    tensor([-8.,  0.,  7.])
+    """
+    if weight.dtype in HALF_TYPES:
+        return fake_quantize_weight(weight.float(), scale, bits).to(weight.dtype)
+    integers, scale = quantize_to_integers(weight, scale, bits), scale.to(weight.dtype)
+    with torch.no_grad():
+        low = integer_range(bits)[0]
+        correction = torch.where(is_lowest(weight, scale, bits), low - integers, 0)
+    return (integers + correction) * scale
 
 
 def weight_range(weight: Tensor, channel_dims: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:

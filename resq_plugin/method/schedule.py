@@ -13,6 +13,9 @@ __all__ = ["Schedule", "make_schedule", "relative_change", "scene_threshold", "s
 
 _ATTRIBUTE = "_resq_scene_threshold"
 
+LARGEST_THRESHOLD = 100.0
+"""Only a frame without contrast is followed by a larger change: about 1.4 is that of unrelated frames."""
+
 
 def relative_change(frame: Tensor, keyframe: Tensor) -> Tensor:
     """How much a frame differs from its keyframe: mean |x_t - x_k| over the mean deviation of x_k.
@@ -62,7 +65,8 @@ def make_schedule(model: nn.Module, config: ResQConfig, interval: int | None = N
     """Return the schedule of a stream.
 
     Raises:
-        CalibrationError: the threshold of scene changes is to come from calibration, and there was none.
+        CalibrationError: the threshold of scene changes is to come from calibration, and there was none, or one that
+            no frame or every frame exceeds.
         ConfigError: the interval is no whole number of at least 1.
     """
     interval = config.interval if interval is None else interval
@@ -79,6 +83,14 @@ def make_schedule(model: nn.Module, config: ResQConfig, interval: int | None = N
         msg = (
             "the scene-change schedule has no threshold; call resq_plugin.calibrate(model, clips), "
             "or write schedule=dict(kind='scene_change', threshold=0.5)."
+        )
+        raise CalibrationError(msg)
+    if config.schedule.threshold is None and not 0 < threshold <= LARGEST_THRESHOLD:
+        which = "every" if threshold <= 0 else "no"
+        msg = (
+            f"the calibrated threshold of scene changes is {threshold:.3g}, which {which} frame exceeds (unrelated "
+            "frames change by about 1.4); calibrate again, resq_plugin.calibrate(model, clips), or write "
+            "schedule=dict(kind='scene_change', threshold=0.5)."
         )
         raise CalibrationError(msg)
     return Schedule(interval, threshold)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ZOO, assert_equal, eq1, eq7, max_lsb, play, seeded, step_of, video
+from helpers import ZOO, assert_equal, eq1, eq7, max_lsb, outside, play, seeded, step_of, video
 from torch import Tensor, nn
 
 from resq_plugin import ResQConfig, calibrate, convert, dense_execution, stream, summarize
 from resq_plugin.calibration.ranges import candidate_ranges
 from resq_plugin.calibration.sampling import choose_windows
-from resq_plugin.calibration.temporal import FINALISTS
+from resq_plugin.calibration.search import FINALISTS
 from resq_plugin.errors import CalibrationError, ConversionError
 from resq_plugin.method.layers import residual_layers
 
@@ -60,8 +60,10 @@ def assert_same_state(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert not [key for key, value in found.items() if not torch.equal(value, expected[key])]
 
 
-def calibrated(clips: Any, net: str | Callable[[], nn.Module] = Net, **settings: Any) -> Any:
-    model = converted(net, **settings)
+def calibrated(
+    clips: Any, net: str | Callable[[], nn.Module] = Net, precision: str = "W8A8->W4A4", **settings: Any
+) -> Any:
+    model = converted(net, precision, **settings)
     calibrate(model, clips)
     return model
 
@@ -145,12 +147,12 @@ def excess(model: nn.Module, net: nn.Module, clips: Clips, bits: dict[str, tuple
         x = torch.cat([x for clip in seen for x in clip])
         phi = quantizers["keyframe"].range[1], bits["keyframe"][1], quantizers["keyframe"].signed
         delta = residuals(seen, reference, lambda x, phi=phi: on_grid(x, *phi))
-        to_first = residuals(seen, "float", torch.clone)
+        in_float = residuals(seen, "running" if reference == "running" else "float", torch.clone)
         for key, quantizer in quantizers.items():
             if bits[key][1] == 0:
                 continue
             inputs = x if key == "keyframe" else delta
-            low, high = (x, x) if key == "keyframe" else (torch.cat([delta, to_first]),) * 2
+            low, high = (x, x) if key == "keyframe" else (torch.cat([delta, in_float]),) * 2
             bounds = float(low.min()), float(high.max())
             losses = naive_losses(net.get_submodule(name), inputs, bounds, bits[key], quantizer.signed)
             chosen = min(losses, key=lambda half: abs(half - quantizer.range[1]))
@@ -507,9 +509,9 @@ def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) ->
 # --- which frames are looked at -------------------------------------------------------------------------------------
 
 
-def frames_run(clips: Any, precision: str = "W8A8->W4A4", samples: int = 4) -> list[int]:
+def frames_run(clips: Any, precision: str = "W8A8->W4A4", samples: int = 4, interval: int = 60) -> list[int]:
     """Numbers of the frames that a calibration runs, each frame showing its number."""
-    model = converted(precision=precision, calibration={"samples": samples, "recheck": 0})
+    model = converted(precision=precision, calibration={"samples": samples, "recheck": 0}, interval=interval)
     seen: list[int] = []
 
     def run(frame: Tensor) -> Tensor:
@@ -544,6 +546,47 @@ def test_clips_are_chosen_evenly_and_no_more_than_needed(
     assert frames_run(numbered(*lengths), precision) == expected
 
 
+@pytest.mark.parametrize("precision", ["W8A8->W4A4", "W8A8"])
+@pytest.mark.parametrize(
+    ("lengths", "interval", "samples", "expected"),
+    [
+        pytest.param([12], 3, 4, [1, 2, 3, 7, 8, 9], id="two intervals, spread"),
+        pytest.param([12], 3, 64, list(range(1, 13)), id="all intervals"),
+        pytest.param([12], 12, 64, list(range(1, 13)), id="one interval"),
+        pytest.param([14], 4, 6, [1, 2, 3, 4, 5, 6, 7, 8], id="two of three and a half"),
+        pytest.param([5], 3, 64, [1, 2, 3, 4, 5], id="the cut-off end is an interval"),
+        pytest.param([9, 9], 3, 4, [1, 2, 3, 101, 102, 103], id="one of each clip"),
+        pytest.param([9, 9], 3, 8, [1, 2, 3, 4, 5, 6, 101, 102, 103, 104, 105, 106], id="two of each clip"),
+        pytest.param([9, 2, 2], 3, 6, [1, 2, 3, 101, 102, 201, 202, 4, 5, 6], id="short clips: then the rest"),
+        pytest.param([4, 2, 2, 2], 3, 4, [1, 2, 3, 201, 202, 101, 102], id="a short clip after a long one"),
+        pytest.param([8], 1, 3, [1, 2, 3, 4, 5, 6], id="T = 1: two frames make a residual"),
+    ],
+)
+def test_long_clips_are_split_into_intervals(
+    precision: str, lengths: list[int], interval: int, samples: int, expected: list[int]
+) -> None:
+    """Residual frames are at most T - 1 frames behind their keyframe; both schemes see the same frames (§5.1)."""
+    found = frames_run(numbered(*lengths), precision, samples, interval)
+    assert found == (expected if precision != "W8A8" else expected[:samples])
+
+
+def test_an_iterator_gives_as_many_intervals_as_are_missing() -> None:
+    assert frames_run(iter(numbered(12, 12)), samples=4, interval=3) == [1, 2, 3, 7, 8, 9]
+    assert frames_run(iter(numbered(6, 12)), samples=6, interval=3) == [1, 2, 3, 4, 5, 6, 101, 102, 103]
+
+
+def test_residual_ranges_do_not_grow_with_the_length_of_the_clip(reference: str) -> None:
+    """GIVEN a drift of one unit per frame, WHEN T = 3, THEN no residual is larger than two of them.
+
+    A running reference is the last frame: one unit, and the error of its own quantization.
+    """
+    start = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    long = [start + float(t) for t in range(60)]
+    settings: dict[str, Any] = {"reference": reference, "interval": 3, "calibration": {"samples": 64}}
+    model = calibrated([long], lambda: nn.Conv2d(3, 2, 1), "W16A16->W16A16", **settings)
+    assert model.residual_quantizers[0].range[1] == pytest.approx(1.0 if reference == "running" else 2.0, rel=1e-2)
+
+
 @pytest.mark.parametrize("count", [2, 8], ids=["all clips", "more clips than needed"])
 def test_frame_quantization_and_resq_get_the_same_keyframe_ranges(count: int) -> None:
     """A fair comparison (§5.1): the same calibration samples for both."""
@@ -564,10 +607,8 @@ def test_an_endless_iterator_is_read_only_as_far_as_needed() -> None:
 def test_frames_beyond_the_samples_do_not_count() -> None:
     clip = clips_of(1, 9)[0]
     loud = [*clip[:5], *(1000 * frame for frame in clip[5:])]
-    search = {"samples": 4}
-    assert_same_state(
-        snapshot(calibrated([loud], calibration=search)), snapshot(calibrated([clip[:5]], calibration=search))
-    )
+    settings: dict[str, Any] = {"calibration": {"samples": 4}, "interval": 9}
+    assert_same_state(snapshot(calibrated([loud], **settings)), snapshot(calibrated([clip[:5]], **settings)))
 
 
 def test_several_videos_in_step_are_one_clip() -> None:
@@ -810,3 +851,137 @@ def test_using_a_model_before_its_calibration_names_the_call_to_make() -> None:
         CalibrationError, match=r"layer 0 \(keyframe\) has no range; call resq_plugin.calibrate\(model"
     ):
         converted()(clips_of()[0][0])
+
+
+# --- clips that show too little -------------------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """Reads a frame (N, 3, H, W) and a mask in its fourth channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.mask, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return self.head(self.image(frame[:, :3]) + self.mask(frame[:, 3:]))
+
+
+def masked(clips: Clips, mask: Tensor) -> Clips:
+    return [[torch.cat([frame, mask.expand_as(frame[:, :1])], 1) for frame in clip] for clip in clips]
+
+
+def half_range(model: nn.Module, layer: str, quantizer: str = "residual.0") -> float:
+    found: Any = residual_layers(model)[layer].activation_quantizers()[quantizer]
+    return float(found.range[1])
+
+
+@pytest.mark.parametrize("backend", ["torch", "aimet", "brevitas"])
+def test_doubled_frames_give_residual_frames_that_follow_the_video(
+    backend: str, reference: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """GIVEN a camera that wrote each frame twice, WHEN T = 2, THEN residual frames are as good as frame by frame."""
+    pytest.importorskip({"aimet": "aimet_torch"}.get(backend, backend))
+    net, frames = seeded(Net), [frame.abs() for frame in video(4)]
+    model = copy.deepcopy(net)
+    settings: dict[str, Any] = {"interval": 2, "reference": reference, "backend": backend}
+    convert(model, ResQConfig.parse("W8A8->W8A8", calibration=FAST, **settings))
+    calibrate(model, [[frame, frame.clone()] for frame in frames])
+    assert "no layer saw a change, because the frames of clips 0, 1, 2, 3 repeat each other" in caplog.text
+    assert "Pass clips of frames that differ" in caplog.text
+    key, residual = play(model, frames[:2])
+    (right,) = outside(net, frames[1:2])
+    assert not torch.equal(key, residual)
+    assert float((residual - right).norm() / right.norm()) < 0.02 < float((key - right).norm() / right.norm())
+
+
+@pytest.mark.parametrize(
+    ("mask", "span"), [pytest.param("ramp", 6.0, id="still"), pytest.param("constant", 2.0, id="constant")]
+)
+def test_a_second_input_that_stood_still_is_named_and_may_change_later(
+    mask: str, span: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its residual range is the widest change within what was seen: of -2 to 4 that is 6, of a constant 2 it is 2."""
+    values = torch.linspace(-2, 4, 16) if mask == "ramp" else torch.full((16,), 2.0)
+    model = calibrated(masked(clips_of(), values), Masked, "W8A8->W4A{0,3,6}")
+    assert "layers mask read the same in all frames of a clip" in caplog.text
+    assert "exclude=('mask',)" in caplog.text
+    assert len(caplog.records) == 1
+    assert [half_range(model, "mask", f"residual.{i}") for i in (1, 2)] == pytest.approx([span, span], rel=1e-6)
+    assert half_range(model, "image", "residual.2") < 2.0
+
+
+def test_inputs_that_were_always_zero_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    calibrated(masked(clips_of(), torch.zeros(16)), Masked)
+    assert "layers mask read nothing but zeros" in caplog.text
+    assert "read the same in all frames" not in caplog.text
+    caplog.clear()
+    calibrated(masked(clips_of(), torch.zeros(16)), Masked, "W8A8")
+    assert "layers mask read nothing but zeros" in caplog.text
+
+
+def test_noise_of_float_arithmetic_is_no_change(caplog: pytest.LogCaptureFixture) -> None:
+    clips = [[frame, frame * (1 + 1e-7)] for frame in (clip[0] for clip in clips_of())]
+    calibrated(clips)
+    assert "no layer saw a change" in caplog.text
+
+
+def test_a_dead_member_of_a_pool_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """GIVEN residual weights that 2 bits cannot hold, THEN no activation bits are better than none.
+
+    w = (1, 0.3) per tensor at 2 bits: s = 2/3, q = (0.67, 0); the residual is in the second channel only.
+    """
+    model = converted(lambda: nn.Conv2d(2, 1, 1, bias=False), "W8A8->W2A{0,4}")
+    model.weight.data.copy_(torch.tensor([1.0, 0.3]).view(1, 2, 1, 1))
+    frame = torch.rand(1, 2, 8, 8)
+    calibrate(model, [[frame, frame + torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)]])
+    assert "of its pool W2A{0,4}, 4 bits are no better than 0 bits" in caplog.text
+
+
+def test_ordinary_clips_need_no_notice(reference: str, zoo: str, caplog: pytest.LogCaptureFixture) -> None:
+    calibrated(clips_of(), zoo, "W8A8->W4A{0,4,8}", reference=reference)
+    calibrated(clips_of(), zoo, "W8A8", weights="channel")
+    assert caplog.text == ""
+
+
+# --- the threshold of scene changes ---------------------------------------------------------------------------------
+
+
+def shot(seed: int, frames: int = 4) -> list[Tensor]:
+    return video(frames, (1, 3, 24, 24), seed=seed, motion=0.02)
+
+
+def threshold_of(clips: Clips, interval: int = 100) -> float:
+    search = {"samples": 64}
+    model = calibrated(clips, schedule={"kind": "scene_change"}, interval=interval, calibration=search)
+    with stream(model) as player:
+        assert player.schedule.scene_threshold is not None
+        return player.schedule.scene_threshold
+
+
+@pytest.mark.parametrize("interval", [3, 100])
+@pytest.mark.parametrize("level", [0.0, 1e-3, 200.0], ids=["black", "nearly black", "white"])
+def test_a_fade_does_not_hide_cuts(level: float, interval: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A first frame without contrast is followed by a change of 5e11."""
+    plain = level + 1e-3 * shot(9, 1)[0] if level == 1e-3 else torch.full((1, 3, 24, 24), level)
+    fade = [plain, *shot(1)]
+    expected = threshold_of([shot(1), shot(2)], interval)
+    assert caplog.text == ""
+    assert threshold_of([fade, shot(1), shot(2)], interval) == pytest.approx(expected)
+    assert "pairs of frames, in clips 0, differ as much as unrelated frames" in caplog.text
+
+
+def test_a_cut_within_a_clip_does_not_hide_cuts() -> None:
+    assert threshold_of([[*shot(1), *shot(2)], shot(1)]) == pytest.approx(threshold_of([shot(1), shot(1)]))
+
+
+@pytest.mark.parametrize(
+    "clips",
+    [
+        pytest.param([[torch.zeros(1, 3, 24, 24), *shot(1)]], id="only a fade"),
+        pytest.param([[shot(1)[0], shot(1)[0].clone()]], id="a still scene: every frame would exceed 0"),
+    ],
+)
+def test_without_motion_the_threshold_is_one_half(clips: Clips, caplog: pytest.LogCaptureFixture) -> None:
+    assert threshold_of(clips) == 0.5
+    assert "no pair of frames shows motion to take the threshold of scene changes from, so it is 0.5" in caplog.text

@@ -471,3 +471,74 @@ def test_saving_and_loading_leave_the_saved_model_alone(tmp_path: Path) -> None:
         for parameter in other.parameters():
             parameter.zero_()
     assert_same_facts(facts(model), before)
+
+
+# --- ranges of other settings ---------------------------------------------------------------------------------------
+
+OTHER_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "weights": ({"weights": "channel"}, "weights='channel'; here it is weights='tensor'.*weights='channel'"),
+    "reference": ({"reference": "running"}, "reference='running'; here it is reference='float'.*reference='running'"),
+    "grid": (
+        {"keyframe_grid": "unsigned"},
+        "keyframe_grid='unsigned'; here it is keyframe_grid='symmetric'.*keyframe_grid='unsigned'",
+    ),
+    "left out": ({"exclude": ("conv2",)}, r"layer conv2 in float; here it is converted.*exclude=\('conv2',\)"),
+    "one layer": (
+        {"overrides": {"conv2": "W8A8->W8A8"}},
+        "layer conv2 in W8A8->W8A8; here it is W8A8->W4A4.*overrides={'conv2': 'W8A8->W8A8'}",
+    ),
+}
+
+
+def as_mmengine(path: Path) -> None:
+    """Rewrite a file of `save_checkpoint` as MMEngine's hook writes it."""
+    content = torch.load(path, weights_only=True)
+    torch.save({"meta": {"resq": content["config"]}, "state_dict": content["state_dict"]}, path)
+
+
+@pytest.mark.parametrize("door", ["checkpoint", "ranges", "mmengine"])
+@pytest.mark.parametrize("setting", list(OTHER_SETTINGS))
+def test_ranges_of_other_settings_are_refused_at_every_door(setting: str, door: str, tmp_path: Path) -> None:
+    """The case of PoseNet: a channel-wise calibration in a tensor-wise model put every joint at a wrong place."""
+    settings, message = OTHER_SETTINGS[setting]
+    other, model, path = calibrated(**settings), calibrated(seed=8), tmp_path / "model.pth"
+    (save_ranges if door == "ranges" else save_checkpoint)(other, path)
+    if door == "mmengine":
+        as_mmengine(path)
+    before = facts(model)
+    with pytest.raises(CheckpointError, match=f"(?s)calibrated with {message}") as caught:
+        (load_ranges if door == "ranges" else load_checkpoint)(model, path)
+    assert_same_facts(facts(model), before)
+    line = str(caught.value).split("Write convert(model, ")[1].split("), or load")[0]
+    fitting = convert(seeded(ZOO["residual"]), eval(line, {"ResQConfig": ResQConfig}))  # our own line
+    if door == "ranges":
+        load_ranges(fitting, path)
+    else:
+        load_checkpoint(fitting, path)
+        assert_equal(play(fitting, video(3)), play(other, video(3)))
+
+
+def test_settings_that_ranges_do_not_depend_on_may_differ(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"interval": 9, "policy": {"threshold": 0.3}, "on_change": "keyframe"}
+    save_checkpoint(calibrated("plain", DYNAMIC), tmp_path / "model.pth")
+    model = fresh("plain", DYNAMIC, **settings)
+    load_checkpoint(model, tmp_path / "model.pth")
+    frame, resq = calibrated("plain", "W8A8", reference="running"), fresh("plain", "W8A8")
+    save_checkpoint(frame, tmp_path / "frame.pth")
+    load_checkpoint(resq, tmp_path / "frame.pth")  # without residuals there is no reference
+
+
+def test_ranges_without_their_settings_load_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A plain state dict of a converted model, as older releases of other tools wrote it, does not say what it is."""
+    model, other = calibrated("plain"), fresh("plain")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "old.pth")
+    load_checkpoint(other, tmp_path / "old.pth")
+    assert "old.pth has ranges but does not say which settings they were found with" in caplog.text
+    assert "W8A8->W4A4, weights='tensor', reference='float'" in caplog.text
+    assert_equal(play(other, video(3)), play(model, video(3)))
+
+
+def test_float_weights_load_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"state_dict": seeded(ZOO["plain"]).state_dict()}, tmp_path / "float.pth")
+    load_checkpoint(calibrated("plain"), tmp_path / "float.pth")
+    assert caplog.text == ""

@@ -206,3 +206,17 @@ def test_revert_forgets_the_threshold() -> None:
     revert(model)
     assert scene_threshold(model) is None
     assert list(model.state_dict()) == list(seeded(Plain).state_dict())
+
+
+@pytest.mark.parametrize("threshold", [5e11, float("inf"), 0.0, float("nan")])
+def test_a_calibrated_threshold_that_tells_nothing_is_refused(threshold: float) -> None:
+    """As an older release found it after a fade from black, and wrote it into checkpoints."""
+    model = build("plain", schedule=SCENE)
+    set_scene_threshold(model, threshold)
+    with pytest.raises(CalibrationError, match=r"threshold of scene changes is .* calibrate again"):
+        stream(model)
+
+
+def test_an_infinite_threshold_is_no_setting() -> None:
+    with pytest.raises(ConfigError, match=r"schedule.threshold=inf is not allowed; write a number above 0"):
+        ResQConfig.parse("W8A8->W4A4", schedule={**SCENE, "threshold": float("inf")})

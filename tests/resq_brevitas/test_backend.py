@@ -6,12 +6,13 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from brevitas.nn import QuantConv2d
 from helpers import ZOO, assert_equal, assert_trains, eq1, eq6, play, seeded, video
 from torch import nn
 
-from resq_plugin import ResQConfig, convert
+from resq_plugin import ResQConfig, calibrate, convert
 
 STATIC, DYNAMIC = "W8A8->W4A4", "W8A8->W4A{0,4,8}"
 BOTH = ("torch", "brevitas")
@@ -84,3 +85,26 @@ def test_training_moves_weights_and_ranges(calibrated: Make) -> None:
     learned += [path.input_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value]
     learned += [side.weight_quant.tensor_quant.scaling_impl.value for side in (layer, path)]
     assert_trains(model, learned)
+
+
+# --- half precision -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["half", "bfloat16", "autocast", "half before the conversion"])
+@pytest.mark.parametrize("weights", ["tensor", "channel"])
+@pytest.mark.parametrize("precision", ["W8A16->W16A16", "W16A12->W16A15"])
+def test_sixteen_bits_work_in_half_precision(precision: str, weights: str, mode: str) -> None:
+    """2^16 is infinite in float16: every scale was 0, and the output NaN."""
+    frames, net = [frame.abs() for frame in video(3)], seeded(lambda: nn.Conv2d(3, 8, 3))
+    expected = [net(frame).detach() for frame in frames]
+    dtype = torch.bfloat16 if mode == "bfloat16" else torch.float16
+    shown = frames if mode == "autocast" else [frame.to(dtype) for frame in frames]
+    settings = {"backend": "brevitas", "weights": weights, "keyframe_grid": "unsigned"}
+    model = convert(net.to(dtype) if "before" in mode else net, ResQConfig.parse(precision, **settings))
+    calibrate(model, [shown if "before" in mode else frames])
+    if mode in ("half", "bfloat16"):
+        model.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+        found = play(model, shown)
+    for z, right in zip(found, expected, strict=True):
+        assert float((z.float() - right).norm() / right.norm()) < 0.02

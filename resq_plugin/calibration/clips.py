@@ -1,0 +1,144 @@
+"""Which frames calibration looks at: clips are checked, split into intervals as streams split a video, and chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import length_hint
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from resq_plugin.config import ResQConfig
+from resq_plugin.errors import CalibrationError
+
+__all__ = ["Clip", "expected_samples", "select_intervals"]
+
+Clip = Tensor | Sequence[Tensor]
+Interval = tuple[int, list[Tensor]]
+"""Number of the clip, and consecutive frames (N, C, H, W) of it, at most T."""
+
+
+def _longest(config: ResQConfig) -> int:
+    """Frames of an interval, T; residuals need two even where a stream has only keyframes."""
+    return max(config.interval, 2)
+
+
+def _hint(clips: Sequence[Clip]) -> int:
+    """Length of the clips as far as the first one tells."""
+    return max(length_hint(clips[0], 1), 1)
+
+
+def expected_samples(clips: Iterable[Clip], config: ResQConfig) -> int:
+    """How many samples of each kind there will be, as far as the clips tell.
+
+    Frame quantization counts residual samples, too, to get the same keyframe samples as ResQ.
+    """
+    samples = config.calibration.samples
+    if isinstance(clips, Sequence) and clips:
+        length = _hint(clips)
+        residuals = length - -(-length // _longest(config))
+        samples = min(samples, len(clips) * max(residuals, 1))
+    return samples
+
+
+def select_intervals(
+    clips: Iterable[Clip], config: ResQConfig, missing: Callable[[], int], *, progress: bool = False
+) -> Iterator[Interval]:
+    """Yield intervals of T frames spread over the clips; a clip of up to T frames is one.
+
+    A residual frame is at most T - 1 frames behind its keyframe, so longer distances would widen the ranges for
+    nothing. A clip is split where `evaluate` splits it. Of more clips than needed, evenly chosen ones come first, with
+    one interval each; of fewer, each gives intervals evenly chosen over its length; what is left comes last.
+
+    Args:
+        clips: consecutive frames each.
+        config: for T and the number of samples.
+        missing: how many frames are still wanted.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: a clip is unusable, there is none, or none has the two frames that residuals need.
+    """
+    count = longest = 0
+    for index, intervals in tqdm(
+        _clip_by_clip(clips, config, missing), "running calibration clips", disable=not progress
+    ):
+        count += 1
+        for frames in intervals:
+            longest = max(longest, len(frames))
+            yield index, frames
+        if longest < 2 and count >= config.calibration.samples:
+            break
+    if count == 0:
+        msg = "calibration got no clip; pass clips such as [(T, C, H, W) tensor, ...] of consecutive frames."
+        raise CalibrationError(msg)
+    if config.residual is not None and longest < 2:
+        msg = (
+            f"all {count} calibration clips have one frame, but {config.notation} needs residuals; pass clips of at "
+            f"least two consecutive frames (T={config.interval} fits the interval), or use "
+            f"precision='{config.keyframe}'."
+        )
+        raise CalibrationError(msg)
+
+
+def _clip_by_clip(
+    clips: Iterable[Clip], config: ResQConfig, missing: Callable[[], int]
+) -> Iterator[tuple[int, list[list[Tensor]]]]:
+    longest = _longest(config)
+    if not isinstance(clips, Sequence) or not clips:
+        for index, clip in enumerate(clips):
+            frames = _frames(clip, index)
+            samples = max(min(len(frames), longest) - 1, 1)
+            yield index, _spread(_split(frames, longest), -(-(missing() - 1) // samples))[0]
+        return
+    wanted = -(-config.calibration.samples // max(min(_hint(clips), longest) - 1, 1))
+    chosen = min(len(clips), wanted)
+    each = -(-wanted // len(clips))
+    first = [(position * len(clips)) // chosen for position in range(chosen)]
+    left: list[tuple[int, list[list[Tensor]]]] = []
+    for index in first:
+        now, later = _spread(_split(_frames(clips[index], index), longest), each)
+        if later:
+            left.append((index, later))
+        yield index, now
+    for index in sorted(set(range(len(clips))) - set(first)):
+        yield index, _split(_frames(clips[index], index), longest)
+    yield from left
+
+
+def _split(frames: list[Tensor], length: int) -> list[list[Tensor]]:
+    return [frames[start : start + length] for start in range(0, len(frames), length)]
+
+
+def _spread(intervals: list[list[Tensor]], wanted: int) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """As many intervals as wanted, evenly chosen, and the others; a cut-off one at the end of a clip comes last."""
+    whole = [interval for interval in intervals if len(interval) == len(intervals[0])]
+    count = min(max(wanted, 1), len(whole))
+    chosen = {(position * len(whole)) // count for position in range(count)}
+    rest = [interval for position, interval in enumerate(whole) if position not in chosen]
+    return [whole[position] for position in sorted(chosen)], rest + intervals[len(whole) :]
+
+
+def _frames(clip: Clip, index: int) -> list[Tensor]:
+    where = f"calibration clip {index}"
+    if isinstance(clip, Tensor) and clip.dim() < 4:
+        msg = f"{where} has shape {tuple(clip.shape)}; a clip is (T, C, H, W) or a list of frames (N, C, H, W)."
+        raise CalibrationError(msg)
+    frames = list(clip.unsqueeze(1)) if isinstance(clip, Tensor) else list(clip)
+    if not frames:
+        msg = f"{where} is empty; a clip holds at least one frame (N, C, H, W)."
+        raise CalibrationError(msg)
+    for position, frame in enumerate(frames):
+        where = f"frame {position} of calibration clip {index}"
+        if not isinstance(frame, Tensor):
+            msg = f"{where} is of type {type(frame).__name__}; a frame is a tensor (N, C, H, W)."
+            raise CalibrationError(msg)
+        if frame.shape != frames[0].shape:
+            msg = f"{where} has shape {tuple(frame.shape)}; frame 0 has {tuple(frames[0].shape)}."
+            raise CalibrationError(msg)
+        if frame.is_floating_point() and not bool(torch.isfinite(frame).all()):
+            bad = int((~torch.isfinite(frame)).sum())
+            msg = f"{where} holds {bad} NaN or Inf of {frame.numel()} values."
+            raise CalibrationError(msg)
+    return frames

@@ -1,0 +1,127 @@
+"""The search of Eq. 8 for every quantizer of one layer, on the windows that were collected of its inputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from resq_plugin.calibration.collect import LayerSamples, best, widen
+from resq_plugin.calibration.ranges import candidate_ranges, output_loss, search_range
+from resq_plugin.calibration.sampling import apply_to_windows
+from resq_plugin.config import ResQConfig
+from resq_plugin.method import ResidualLayer, fake_quantize, scale_from_range
+
+__all__ = ["FINALISTS", "LayerSearch", "PathSearch", "search_layer", "search_path"]
+
+FINALISTS = 3
+"""Candidates of the sampled search that are compared on full maps."""
+
+
+@dataclass(frozen=True)
+class PathSearch:
+    """What the quantizers of one path of a layer are searched on.
+
+    Attributes:
+        batches: X, windows of layer inputs.
+        targets: ``X * w`` of each.
+        bounds: minimum and maximum of X.
+        signed: the grid.
+        candidates: r.
+        apply: the operation.
+    """
+
+    batches: Sequence[Tensor]
+    targets: Sequence[Tensor]
+    bounds: tuple[float, float]
+    signed: bool
+    candidates: int
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def energy(self) -> float:
+        """``‖X * w‖²``, what 0 bits lose."""
+        return sum(float(target.double().square().sum()) for target in self.targets)
+
+    def rank(self, w_hat: Tensor, bits: int) -> dict[float, float]:
+        """Squared losses of half ranges for the quantized weight ``w_hat`` and ``bits`` of activations, best first."""
+
+        def loss(half_range: float) -> float:
+            return sum(
+                output_loss(x, target, w_hat, half_range, bits, self.signed, self.apply)
+                for x, target in zip(self.batches, self.targets, strict=True)
+            )
+
+        return search_range(candidate_ranges(*self.bounds, self.candidates), loss)
+
+
+@dataclass(frozen=True)
+class LayerSearch:
+    """What the search found for one layer.
+
+    Attributes:
+        ranked: per quantizer the finalists, half ranges and their squared losses, best first.
+        energies: per path (``keyframe``, ``residual``) what 0 bits lose.
+        is_still: whether the inputs of the layer never changed, so that the residual range is that of its inputs.
+    """
+
+    ranked: dict[str, dict[float, float]]
+    energies: dict[str, float]
+    is_still: bool = False
+
+
+def search_path(
+    layer: ResidualLayer, samples: LayerSamples, kind: str, keyframe_range: float | None = None, *, every: int = 1
+) -> PathSearch:
+    """What one path of a layer is searched on.
+
+    Args:
+        layer: the layer.
+        samples: what was collected of its inputs.
+        kind: ``keyframe`` or ``residual``.
+        keyframe_range: half range of Φ_a, which residuals may depend on.
+        every: take every n-th window only.
+    """
+    config: ResQConfig = layer.settings.config
+    weight, signed = layer.weight_of("float"), samples.is_signed(config)
+    if kind == "keyframe":
+        batches, bounds = samples.keyframe_inputs(), samples.keyframe_range
+    else:
+        half = torch.tensor(keyframe_range, dtype=torch.float64)
+        bits = layer.activation_quantizers()["keyframe"].bits
+        scale = scale_from_range(-half, half, bits, signed=signed).to(weight.device)
+        batches = samples.residual_inputs(config.reference, lambda x: fake_quantize(x, scale, bits, signed=signed))
+        bounds = samples.residual_range or (0.0, 0.0)
+        for batch in batches:
+            bounds = widen(bounds, batch, layer.settings.name)
+        signed = True
+    apply = partial(apply_to_windows, layer)
+    batches = [x[::every] for x in batches]
+    targets = [apply(x, weight) for x in batches]
+    return PathSearch(batches, targets, bounds, signed, config.calibration.candidates, apply)
+
+
+def search_layer(layer: ResidualLayer, samples: LayerSamples) -> LayerSearch:
+    """Find the best half ranges of every quantizer of a layer on the sampled windows."""
+    quantizers = layer.activation_quantizers()
+    path = search_path(layer, samples, "keyframe")
+    ranked = {"keyframe": path.rank(layer.weight_of("keyframe"), quantizers["keyframe"].bits)}
+    energies = {"keyframe": path.energy}
+    if samples.residual_range is not None:
+        pool = {name: quantizer.bits for name, quantizer in quantizers.items() if name != "keyframe"}
+        if samples.is_still:
+            half = samples.widest_change
+            ranked |= {name: {half if bits else 0.0: 0.0} for name, bits in pool.items()}
+        else:
+            path = search_path(layer, samples, "residual", best(ranked["keyframe"]))
+            energies["residual"] = path.energy
+            w_hat = layer.weight_of("residual")
+            ranked |= {name: path.rank(w_hat, bits) if bits else {0.0: 0.0} for name, bits in pool.items()}
+    # Where the windows are the whole maps, a comparison on some of the frames knows less.
+    count = 1 if samples.is_complete else FINALISTS
+    finalists = {name: dict(itertools.islice(losses.items(), count)) for name, losses in ranked.items()}
+    return LayerSearch(finalists, energies, is_still=samples.residual_range is not None and samples.is_still)
