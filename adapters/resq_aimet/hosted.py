@@ -9,7 +9,7 @@ from aimet_torch.quantization.tensor import DequantizedTensor
 from torch import Tensor, nn
 
 from resq_aimet.pool import QuantizedPixelPool
-from resq_plugin.backends import FoldedBatchNorm, TorchResidualLayer
+from resq_plugin.backends import FoldedNorm, TorchResidualLayer
 from resq_plugin.errors import CheckpointError, ConversionError
 from resq_plugin.method import LayerSettings
 
@@ -25,7 +25,7 @@ class HostedLayer(nn.Module):
 
     own_state = RESIDUAL_STATE + HOST_STATE
     settings: LayerSettings
-    folded_norm: FoldedBatchNorm | None
+    folded_norm: FoldedNorm | None
     weight: nn.Parameter
     residual_path: Any
     residual_pool: QuantizedPixelPool | None

@@ -17,7 +17,7 @@ from resq_aimet.hosted import HostedLayer
 from resq_aimet.pool import PixelPool
 from resq_aimet.quantizers import ActivationView, NoQuantizer, new_quantizer
 from resq_plugin.backends import TorchResidualLayer
-from resq_plugin.method import LayerSettings, Workspace, weight_range
+from resq_plugin.method import LayerSettings, ResidualLayer, Workspace, weight_range
 
 __all__ = ["AimetResidualLayer"]
 
@@ -189,8 +189,8 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
         x, entry, exit_ = plain(input), self.input_quantizers[0], self.output_quantizers[0]
         if self.placement == "hardware" and entry is not None:
             x = plain(entry(x))
-        z = super().forward(x, *args, **options)
-        return z if exit_ is None else exit_(z)
+        z = ResidualLayer.forward(self, x, *args, **options)
+        return self.hand_on(z if exit_ is None else exit_(z))
 
     def quantize_keyframe(self, x: Tensor) -> Tensor:
         """x̂ = q(x; Φ_a); in hardware placement ``x`` is quantized upstream."""

@@ -24,7 +24,7 @@ from resq_brevitas.residual_path import ResidualPath
 from resq_brevitas.views import ZERO_BITS, ActivationView
 from resq_plugin.backends import TorchResidualLayer
 from resq_plugin.errors import ConversionError, StreamError
-from resq_plugin.method import LayerSettings, Workspace
+from resq_plugin.method import LayerSettings, ResidualLayer, Workspace
 
 __all__ = ["BrevitasResidualLayer"]
 
@@ -195,8 +195,8 @@ class BrevitasResidualLayer(TorchResidualLayer):
 
     def forward(self, input: Any, *args: Any, **options: Any) -> Any:
         """Hand ``input`` to the active executor; Brevitas' output quantizer, if any, acts on the full z_t."""
-        z = super().forward(plain(input), *args, **options)
-        return self.pack_output(self.output_quant(z))
+        z = ResidualLayer.forward(self, plain(input), *args, **options)
+        return self.hand_on(self.pack_output(self.output_quant(z)))
 
     def quantize_keyframe(self, x: Tensor) -> Tensor:
         """x̂ = q(x; Φ_a)."""

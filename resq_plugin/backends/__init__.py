@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold, is_foldable, unfold
+from resq_plugin.backends.batch_norm import FoldedNorm, fold, is_foldable, unfold
 from resq_plugin.backends.registry import GROUP, find_backend
 from resq_plugin.backends.torch_layer import TorchResidualLayer
 from resq_plugin.backends.wrappers import torch_class
 
 __all__ = [
     "GROUP",
-    "FoldedBatchNorm",
+    "FoldedNorm",
     "TorchResidualLayer",
     "find_backend",
     "fold",

@@ -7,8 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold_factors, unfold
+from resq_plugin.backends.batch_norm import FoldedNorm, fold_factors, unfold
 from resq_plugin.backends.elementwise import compiled, quantize_difference
+from resq_plugin.backends.folded_output import hand_over
 from resq_plugin.backends.weight_cache import WeightCache, stamp
 from resq_plugin.method import (
     ActivationQuantizer,
@@ -66,7 +67,7 @@ class TorchResidualLayer(ResidualLayer):
         return weight
 
     @property
-    def folded_norm(self) -> FoldedBatchNorm | None:
+    def folded_norm(self) -> FoldedNorm | None:
         """The batch norm that is folded into this layer, if any."""
         return self._folded[0] if self._folded else None
 
@@ -135,6 +136,15 @@ class TorchResidualLayer(ResidualLayer):
         """Φ_a and the pool of Θ_a by name."""
         pool = {f"residual.{index}": quantizer for index, quantizer in enumerate(self.residual_quantizers)}
         return cast(dict[str, ActivationQuantizer], {"keyframe": self.keyframe_quantizer, **pool})
+
+    def forward(self, input: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Hand ``input`` to the active executor, and z to the folded batch norm, if any."""
+        return self.hand_on(super().forward(input, *args, **options))
+
+    def hand_on(self, z: Any) -> Any:
+        """Return z, which nothing but a folded batch norm may read if there is one."""
+        norm = self.folded_norm
+        return z if norm is None else hand_over(z, self, norm, self.settings.name)
 
     def dense(self, x: Tensor, **options: Any) -> Tensor:
         """The float operation with the batch norm folded in."""

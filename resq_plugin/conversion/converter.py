@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from resq_plugin.backends import FoldedBatchNorm, find_backend
+from resq_plugin.backends import FoldedNorm, find_backend
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion.folding import fold_batch_norms
 from resq_plugin.conversion.model_state import STATE_KEYS, attach_model_state, detach_model_state
@@ -129,7 +129,7 @@ def summarize(model: nn.Module) -> ConversionSummary:
     rest = {name: module for name, module in model.named_modules() if _is_linear(module) and module not in inside}
     selected = {name: module for name, module in rest.items() if config.selects(name)}
     unreached = [name for name, module in selected.items() if find_backend(config.backend).supports(module)]
-    folded = [name for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)]
+    folded = [name for name, module in model.named_modules() if isinstance(module, FoldedNorm)]
     norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     return ConversionSummary(
         converted=tuple(layers),
