@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from resq_plugin.backends.folded_output import take
 from resq_plugin.backends.wrappers import torch_class
-from resq_plugin.errors import ConversionError
+from resq_plugin.errors import FoldingError
 
 __all__ = ["FoldedNorm", "fold", "fold_factors", "is_foldable", "unfold"]
 
@@ -41,7 +41,7 @@ class FoldedNorm(nn.Module):
         """Return ``input`` (N, C, *), the output of the layer.
 
         Raises:
-            ConversionError: it is something else.
+            FoldingError: it is something else.
         """
         layer = self._source
         is_folded = any(norm is self for norm in getattr(layer, "_folded", ()))
@@ -53,7 +53,7 @@ class FoldedNorm(nn.Module):
             f"this {self._original.__name__} is folded into layer {self._source.settings.name}, so that its statistics "
             "are constants which no forward pass computes; call resq_plugin.revert(model) before they are reset."
         )
-        raise ConversionError(msg)
+        raise FoldingError(msg)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

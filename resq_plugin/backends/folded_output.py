@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils._pytree import tree_iter
 
-from resq_plugin.errors import ConversionError
+from resq_plugin.errors import FoldingError
 
 __all__ = ["FoldedOutput", "hand_over", "take"]
 
@@ -44,7 +44,7 @@ class FoldedOutput(Tensor):
                 return func(*args, **(kwargs or {}))
         output = next(value for value in tree_iter((args, kwargs)) if isinstance(value, FoldedOutput))
         msg = _wrong_reader(output.owner, f"{getattr(func, '__name__', func)}(...) reads its output")
-        raise ConversionError(msg)
+        raise FoldingError(msg)
 
     def __repr__(self) -> str:  # type: ignore[override]
         """Show the shape; the values are for the batch norm."""
@@ -52,6 +52,8 @@ class FoldedOutput(Tensor):
 
 
 def _is_description(func: Any) -> bool:
+    if func in (torch.autograd.backward, torch.autograd.grad):  # of checkpointing that ends at this layer
+        return True
     name = getattr(func, "__name__", "")
     if name == "__get__":
         return getattr(getattr(func, "__self__", None), "__name__", "") not in _GETTERS_OF_VALUES
@@ -79,28 +81,32 @@ def take(z: Any, layer: nn.Module, norm: nn.Module, owner: str) -> Any:
     """Return what `hand_over` wrapped.
 
     Raises:
-        ConversionError: ``z`` is not the output of ``layer``, or was read before.
+        FoldingError: ``z`` is not the output of ``layer``, or was read before.
     """
     if not isinstance(z, FoldedOutput):
         if isinstance(z, Tensor) and _is_followed(layer, norm):
             msg = _wrong_reader(owner, f"this batch norm is called with another tensor, {tuple(z.shape)}")
-            raise ConversionError(msg)
-        return z
+            raise FoldingError(msg)
+        is_view = isinstance(z, Tensor) and z.requires_grad and z._is_view()  # a backward hook makes one
+        return _own(z) if is_view else z
     if z.norm is not norm:
         other = "this batch norm reads it twice" if z.norm is None else "another batch norm reads it"
         msg = _wrong_reader(z.owner, other)
-        raise ConversionError(msg)
+        raise FoldingError(msg)
     z.norm = None
     with torch._C.DisableTorchFunctionSubclass():
-        if z.requires_grad:  # no view, on which what works in place would be slow to differentiate
-            return torch.ops.aten._unsafe_view(z, z.shape).as_subclass(Tensor)
-        return z.as_subclass(Tensor)
+        return _own(z)
+
+
+def _own(z: Tensor) -> Tensor:
+    """The same memory as a tensor that autograd takes for no view, so that what follows may work in place on it."""
+    own: Tensor = torch.ops.aten._unsafe_view(z, z.shape)
+    return own
 
 
 def _is_followed(layer: nn.Module, norm: nn.Module) -> bool:
     """Whether the class of a tensor survives between the two: not for a compiler, a tracer or backward hooks."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
-    hooks = (nn_module._global_backward_hooks, nn_module._global_backward_pre_hooks)
-    of_modules = ((module._backward_hooks, module._backward_pre_hooks) for module in (layer, norm))
-    return not (any(hooks) or any(any(pair) for pair in of_modules))
+    hooks = layer._backward_hooks or layer._backward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
+    return not (hooks or nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks)
