@@ -30,14 +30,14 @@ class FoldedOutput(Tensor):
 
     Attributes:
         owner: name of the layer.
-        norm: the batch norm; None once it has taken the output.
+        reader: the batch norm; None once it has taken the output.
     """
 
     owner: str
-    norm: nn.Module | None
+    reader: nn.Module | None
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Describe the tensor, and raise where its values are asked for."""
         if _is_description(func):
             with torch._C.DisableTorchFunctionSubclass():
@@ -73,7 +73,7 @@ def hand_over(z: Any, layer: nn.Module, norm: nn.Module, owner: str) -> Any:
     if not isinstance(z, Tensor) or not _is_followed(layer, norm):
         return z
     output = z.as_subclass(FoldedOutput)
-    output.owner, output.norm = owner, norm
+    output.owner, output.reader = owner, norm
     return output
 
 
@@ -89,11 +89,11 @@ def take(z: Any, layer: nn.Module, norm: nn.Module, owner: str) -> Any:
             raise FoldingError(msg)
         is_view = isinstance(z, Tensor) and z.requires_grad and z._is_view()  # a backward hook makes one
         return _own(z) if is_view else z
-    if z.norm is not norm:
-        other = "this batch norm reads it twice" if z.norm is None else "another batch norm reads it"
+    if z.reader is not norm:
+        other = "this batch norm reads it twice" if z.reader is None else "another batch norm reads it"
         msg = _wrong_reader(z.owner, other)
         raise FoldingError(msg)
-    z.norm = None
+    z.reader = None
     with torch._C.DisableTorchFunctionSubclass():
         return _own(z)
 

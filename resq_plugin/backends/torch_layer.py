@@ -139,7 +139,8 @@ class TorchResidualLayer(ResidualLayer):
 
     def forward(self, input: Tensor, *args: Any, **options: Any) -> Tensor:
         """Hand ``input`` to the active executor, and z to the folded batch norm, if any."""
-        return self.hand_on(super().forward(input, *args, **options))
+        z: Tensor = self.hand_on(super().forward(input, *args, **options))
+        return z
 
     def hand_on(self, z: Any) -> Any:
         """Return z, which nothing but a folded batch norm may read if there is one."""

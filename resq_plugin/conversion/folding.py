@@ -146,9 +146,9 @@ def set_folded_pairs(model: nn.Module, pairs: Mapping[str, str]) -> None:
             unfold(module)
         elif isinstance(module, ResidualLayer) and hasattr(module, "_folded"):
             module._folded.clear()
-    for name, norm in pairs.items():
-        layer = cast(ResidualLayer, modules[name])
-        layer._folded.append(fold(modules[norm], layer))
+    for layer, norm in pairs.items():
+        folding = cast(ResidualLayer, modules[layer])
+        folding._folded.append(fold(modules[norm], folding))
 
 
 @contextmanager
