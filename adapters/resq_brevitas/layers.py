@@ -24,7 +24,7 @@ from resq_brevitas.residual_path import ResidualPath
 from resq_brevitas.views import ZERO_BITS, ActivationView
 from resq_plugin.backends import TorchResidualLayer
 from resq_plugin.errors import ConversionError, StreamError
-from resq_plugin.method import LayerSettings, ResidualLayer, Workspace
+from resq_plugin.method import KeptNumbers, LayerSettings, ResidualLayer, Workspace
 
 __all__ = ["BrevitasResidualLayer"]
 
@@ -112,10 +112,15 @@ class BrevitasResidualLayer(TorchResidualLayer):
     def _weight_holder(self, kind: str) -> Any:
         return self if kind == "keyframe" or self.residual_path is None else self.residual_path
 
-    def weight_sources(self, kind: str) -> list[Tensor]:
-        """All that the weight of a path is made of."""
-        sources = super().weight_sources(kind)
-        return sources if kind == "float" else [*sources, *self._weight_holder(kind).weight_quant.parameters()]
+    def numbers(self) -> list[Tensor]:
+        """All tensors that weights and ranges are made of, those included that Brevitas makes when they are first used."""
+        self.follow_weight()
+        for kind in ("keyframe", "residual"):
+            holder = self._weight_holder(kind)
+            if is_quantizing(holder.weight_quant) and not is_initialized(holder.weight_quant):
+                with torch.no_grad():
+                    holder.quant_weight()
+        return super().numbers()
 
     def quantized_weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
         """The quantized weight of the ``keyframe`` or ``residual`` path, and the bias."""
@@ -183,7 +188,7 @@ class BrevitasResidualLayer(TorchResidualLayer):
             remake(self.input_quant, signed=bool(state))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self._weights.clear()
+        self.kept = KeptNumbers()
         own = {key: value for key, value in self.state_dict().items() if key.split(".")[0] in self.own_state}
         if not any(prefix + key in state_dict for key in own):  # a float checkpoint: weight ranges follow the weights
             kept = {key: value for key, value in own.items() if not key.startswith(WEIGHT_STATE)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resq_plugin.backends.batch_norm import FoldedNorm, fold, is_foldable, unfold
+from resq_plugin.backends.class_swap import swap_class, swap_class_back
 from resq_plugin.backends.registry import GROUP, find_backend
 from resq_plugin.backends.torch_layer import TorchResidualLayer
 from resq_plugin.backends.wrappers import torch_class
@@ -14,6 +15,8 @@ __all__ = [
     "find_backend",
     "fold",
     "is_foldable",
+    "swap_class",
+    "swap_class_back",
     "torch_class",
     "unfold",
 ]

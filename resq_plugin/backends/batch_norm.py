@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from resq_plugin.backends.class_swap import swap_class, swap_class_back
 from resq_plugin.backends.folded_output import take
 from resq_plugin.backends.wrappers import torch_class
 from resq_plugin.errors import FoldingError
@@ -20,7 +21,6 @@ from resq_plugin.errors import FoldingError
 __all__ = ["FoldedNorm", "fold", "fold_factors", "is_foldable", "unfold"]
 
 _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNorm)
-_OWN = ("_original", "_source")
 
 
 class FoldedNorm(nn.Module):
@@ -85,15 +85,15 @@ def is_foldable(module: nn.Module) -> bool:
 
 def fold(norm: nn.Module, layer: nn.Module) -> FoldedNorm:
     """Make a batch norm pass through, in place, as ``layer`` does its work."""
-    norm.__dict__.update(_original=type(norm), _source=layer)
-    norm.__class__ = FoldedNorm
+    swap_class(norm, FoldedNorm)
+    norm.__dict__["_source"] = layer
     return norm  # type: ignore[return-value]
 
 
 def unfold(norm: nn.Module) -> None:
     """Make a folded batch norm work again, in place."""
-    original, _ = (norm.__dict__.pop(key) for key in _OWN)
-    norm.__class__ = original
+    swap_class_back(norm)
+    del norm.__dict__["_source"]
 
 
 def fold_factors(norm: FoldedNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resq_plugin.method.calls import Call, CountingExecutor
+from resq_plugin.method.kept_numbers import KeptNumbers, compare_numbers, numbers_are_settled, settled_numbers
 from resq_plugin.method.layers import (
     ActivationQuantizer,
     LayerSettings,
@@ -32,6 +33,7 @@ __all__ = [
     "ActivationQuantizer",
     "Call",
     "CountingExecutor",
+    "KeptNumbers",
     "LayerCache",
     "LayerSettings",
     "ResidualLayer",
@@ -40,6 +42,7 @@ __all__ = [
     "UniformQuantizer",
     "Workspace",
     "choose",
+    "compare_numbers",
     "dense_execution",
     "error_map",
     "executing",
@@ -47,12 +50,14 @@ __all__ = [
     "integer_range",
     "make_schedule",
     "mix",
+    "numbers_are_settled",
     "quantize_to_integers",
     "relative_change",
     "residual_layers",
     "scale_from_range",
     "scene_threshold",
     "set_scene_threshold",
+    "settled_numbers",
     "share_error",
     "stream",
     "weight_range",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import FrameError, StreamError
+from resq_plugin.method.kept_numbers import settled_numbers
 from resq_plugin.method.layers import executing, frame_by_frame, residual_layers
 from resq_plugin.method.schedule import Schedule, make_schedule
 from resq_plugin.method.stream_state import LayerCache, StreamState, describe
@@ -88,7 +89,7 @@ class Stream:
             position = 0 if self._starts_interval(frame) else self.position + 1
             is_keyframe = position == 0
             counts = dict(self._state.counts)
-            with executing(self._state):
+            with executing(self._state), settled_numbers(self.layers.values()):
                 self._state.start_frame(position)
                 try:
                     yield
