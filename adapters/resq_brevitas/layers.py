@@ -17,6 +17,7 @@ from resq_brevitas._compat import (
     is_initialized,
     is_observing,
     is_quantizing,
+    knows_weight,
     plain,
     remake,
 )
@@ -163,7 +164,8 @@ class BrevitasResidualLayer(TorchResidualLayer):
                 "brevitas.graph.quantize.preprocess_for_quantize(model)."
             )
             raise ConversionError(msg)
-        return self.weight_quant(self.float_weight()[0])
+        is_known = knows_weight(self.weight_quant, self.weight)  # by its place, with what q makes of the folded one
+        return self.weight_quant(self.weight if is_known else self.float_weight()[0])
 
     def follow_weight(self) -> None:
         """Take the range of Θ_w anew when Brevitas has forgotten that of Φ_w, because it changed the weight."""
