@@ -11,6 +11,7 @@ __all__ = [
     "ConfigError",
     "ConversionError",
     "ExportError",
+    "FoldingError",
     "FrameError",
     "MissingExtraError",
     "ReportError",
@@ -35,6 +36,13 @@ class ConversionError(ResQError, TypeError):
 
 class CalibrationError(ResQError, RuntimeError):
     """Calibration data is unusable, or a model is used before its calibration."""
+
+
+class FoldingError(ResQError, RuntimeError):
+    """A layer that computes with its batch norm folded in is read by somebody else, or that batch norm is to change.
+
+    No TypeError: the operators of Python would take one for "try the other operand".
+    """
 
 
 class FrameError(ResQError, ValueError):

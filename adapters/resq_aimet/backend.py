@@ -13,8 +13,8 @@ from torch import nn
 
 from resq_aimet.classes import RESQ_CLASSES
 from resq_aimet.layers import AimetResidualLayer
-from resq_plugin.backends import torch_class
-from resq_plugin.errors import CalibrationError
+from resq_plugin.backends import swap_class, swap_class_back, torch_class
+from resq_plugin.errors import CalibrationError, ConversionError
 from resq_plugin.method import LayerSettings
 
 if TYPE_CHECKING:
@@ -47,15 +47,26 @@ def supports(module: nn.Module) -> bool:
 
 
 def attach(module: nn.Module, settings: LayerSettings) -> None:
-    """Turn a layer into a ResQ layer in place: its class changes, its Parameters, hooks and owners do not."""
+    """Turn a layer into a ResQ layer in place: its class changes, its Parameters, hooks and owners do not.
+
+    Raises:
+        ConversionError: its weight is made by a hook, of Parameters for which AIMET has no weight quantizer.
+    """
+    if "weight" not in module._parameters:
+        msg = (
+            f"layer {settings.name} makes its weight in a hook (pruning, weight or spectral norm), for which AIMET has "
+            "no quantizer. Make it a Parameter: torch.nn.utils.prune.remove(layer, 'weight'), remove_weight_norm(layer) "
+            f"or remove_spectral_norm(layer); or write exclude=({settings.name!r},) or backend='torch'."
+        )
+        raise ConversionError(msg)
     original = type(module)
     is_quantized = original in QuantizationMixin.qcls_to_cls
     before = _quantizers(module) if is_quantized else None
-    module.__class__ = RESQ_CLASSES[_linear_class(module)]
+    swap_class(module, RESQ_CLASSES[_linear_class(module)])
     if not is_quantized:
         module.__quant_init__()
     module.setup(settings, _placement.get() if is_quantized else "paper")
-    module.__dict__.update(_original=original, _before=before)
+    module.__dict__["_before"] = before
 
 
 def detach(module: nn.Module) -> None:
@@ -72,7 +83,7 @@ def detach(module: nn.Module) -> None:
     module.release()
     for key in ("placement", "_stale"):
         module.__dict__.pop(key)
-    module.__class__ = module.__dict__.pop("_original")
+    swap_class_back(module)
 
 
 def export_quantizers(model: nn.Module) -> dict[nn.Module, Grid]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,9 +11,9 @@ from aimet_torch.quantization.tensor import DequantizedTensor
 from torch import Tensor, nn
 
 from resq_aimet.pool import QuantizedPixelPool
-from resq_plugin.backends import FoldedBatchNorm, TorchResidualLayer
+from resq_plugin.backends import FoldedNorm, TorchResidualLayer
 from resq_plugin.errors import CheckpointError, ConversionError
-from resq_plugin.method import LayerSettings
+from resq_plugin.method import KeptNumbers, LayerSettings
 
 __all__ = ["HostedLayer"]
 
@@ -25,7 +27,7 @@ class HostedLayer(nn.Module):
 
     own_state = RESIDUAL_STATE + HOST_STATE
     settings: LayerSettings
-    folded_norm: FoldedBatchNorm | None
+    folded_norm: FoldedNorm | None
     weight: nn.Parameter
     residual_path: Any
     residual_pool: QuantizedPixelPool | None
@@ -34,7 +36,10 @@ class HostedLayer(nn.Module):
     param_quantizers: Any
     _stale: bool
     _weight: Any
-    _weights: dict[str, Any]
+    kept: KeptNumbers
+    float_weight: Any
+    _folded: list[Any]
+    _param_pre_quantizers: Any
 
     @property
     def is_tied(self) -> bool:
@@ -43,8 +48,12 @@ class HostedLayer(nn.Module):
 
     def tie(self) -> None:
         """Let the residual path have the very weight Parameter of the layer, which somebody may have replaced."""
-        if self.is_tied and self.residual_path.weight is not self.weight:
+        if not self.is_tied:
+            return
+        if "weight" in self._parameters:
             self.residual_path._parameters["weight"] = self.weight
+        else:  # a parametrization or a hook makes it, which may have a graph
+            self.residual_path._parameters["weight"] = nn.Parameter(self.weight.detach(), requires_grad=False)
 
     def _compute_param_encodings(self, overwrite: bool) -> None:
         """Compute weight encodings when AIMET calibrates; it also asks at every call, when `calibrate` may be due."""
@@ -83,6 +92,33 @@ class HostedLayer(nn.Module):
             path.param_quantizers["weight"] = None
         super().fold_param_quantizers()  # type: ignore[misc]
 
+    @contextmanager
+    def _unfold_param_quantizers(self) -> Iterator[None]:
+        """What AIMET's exporters enter first: for as long as they work, a folded batch norm is in the Parameters."""
+        with self._folded_for_good(), super()._unfold_param_quantizers():  # type: ignore[misc]
+            yield
+
+    @contextmanager
+    def _folded_for_good(self) -> Iterator[None]:
+        folded: list[Any] = list(getattr(self, "_folded", ()))
+        if not folded:
+            yield
+            return
+        before = dict(self._parameters)
+        self._parameters.update(zip(("weight", "bias"), map(nn.Parameter, self.float_weight()), strict=True))
+        holders = [holder for holder in (self.param_quantizers, self._param_pre_quantizers) if "bias" not in holder]
+        for holder in holders:
+            holder["bias"] = None
+        self._folded.clear()
+        try:
+            yield
+        finally:
+            for holder in holders:
+                del holder["bias"]
+            self._folded.extend(folded)
+            self._parameters.update(before)
+            self.tie()
+
     def get_original_module(self) -> nn.Module:
         """Return the float layer, which shares the Parameters; AIMET's exporters and algorithms ask for it."""
         original: nn.Module = super().get_original_module()  # type: ignore[misc]
@@ -99,7 +135,7 @@ class HostedLayer(nn.Module):
         return state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self._weights.clear()
+        self.kept = KeptNumbers()
         own = {key: value for key, value in self.state_dict().items() if key.split(".")[0] in self.own_state}
         for group in (RESIDUAL_STATE, HOST_STATE):
             keys = {prefix + key: value for key, value in own.items() if key.split(".")[0] in group}
@@ -110,6 +146,8 @@ class HostedLayer(nn.Module):
                 self._stale = is_absent
         if self.is_tied and prefix + "weight" in state_dict:
             state_dict[prefix + TIED] = state_dict[prefix + "weight"]
+        elif self.is_tied and "weight" not in self._parameters:
+            state_dict[prefix + TIED] = self.residual_path.weight
         for key, value in list(state_dict.items()):
             if key.startswith(prefix) and isinstance(value, dict):
                 state_dict[key] = dict(value)  # AIMET takes its entries out while reading

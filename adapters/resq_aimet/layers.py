@@ -17,7 +17,7 @@ from resq_aimet.hosted import HostedLayer
 from resq_aimet.pool import PixelPool
 from resq_aimet.quantizers import ActivationView, NoQuantizer, new_quantizer
 from resq_plugin.backends import TorchResidualLayer
-from resq_plugin.method import LayerSettings, Workspace, weight_range
+from resq_plugin.method import LayerSettings, ResidualLayer, Workspace, weight_range
 
 __all__ = ["AimetResidualLayer"]
 
@@ -130,14 +130,12 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
             self.calibrate_weights()
         return quantizer
 
-    def weight_sources(self, kind: str) -> list[Tensor]:
-        """All that the weight of a path is made of."""
+    def numbers(self) -> list[Tensor]:
+        """All tensors that weights and ranges are made of, those included that are made when they are first used."""
         self.tie()
-        sources = super().weight_sources(kind)
-        if kind != "float":
-            quantizer = self._weight_quantizer(kind)
-            sources += [plain(self._weight_path(kind).weight)] if quantizer is None else list(quantizer.parameters())
-        return [plain(tensor) for tensor in sources]
+        for kind in ("keyframe", "residual"):
+            self._ready(kind)
+        return [plain(tensor) for tensor in super().numbers()]
 
     def float_weight(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with the batch norm folded in."""
@@ -146,12 +144,15 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
 
     def quantized_weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
         """The quantized weight of the ``keyframe`` or ``residual`` path, and the bias."""
+        if not is_exporting():
+            self.tie()
         quantizer = self._ready(kind)
         if quantizer is None:
             return plain(self._weight_path(kind).weight), self.float_weight()[1]
         if self._is_foreign(kind):
-            of_bias = self.param_quantizers["bias"] if self.bias is not None else None
-            return plain(quantizer(self.weight)), self.bias if of_bias is None else plain(of_bias(self.bias))
+            weight, bias = (self.weight, self.bias) if self.folded_norm is None else self.float_weight()
+            of_bias = self.param_quantizers["bias"] if "bias" in self.param_quantizers else None
+            return plain(quantizer(weight)), bias if bias is None or of_bias is None else plain(of_bias(bias))
         return super().quantized_weight(kind)
 
     def _weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
@@ -189,8 +190,8 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
         x, entry, exit_ = plain(input), self.input_quantizers[0], self.output_quantizers[0]
         if self.placement == "hardware" and entry is not None:
             x = plain(entry(x))
-        z = super().forward(x, *args, **options)
-        return z if exit_ is None else exit_(z)
+        z = ResidualLayer.forward(self, x, *args, **options)
+        return self.hand_on(z if exit_ is None else exit_(z))
 
     def quantize_keyframe(self, x: Tensor) -> Tensor:
         """x̂ = q(x; Φ_a); in hardware placement ``x`` is quantized upstream."""

@@ -21,6 +21,7 @@ __all__ = [
     "is_initialized",
     "is_observing",
     "is_quantizing",
+    "knows_weight",
     "plain",
     "remake",
     "scaling_of",
@@ -82,6 +83,13 @@ def is_observing(proxy: QuantProxyFromInjector) -> bool:
 def is_exporting(proxy: QuantProxyFromInjector) -> bool:
     """Whether a handler of an exporter or of `quant_inference_mode` has taken over."""
     return bool(proxy.export_mode)
+
+
+def knows_weight(proxy: QuantProxyFromInjector, weight: Tensor) -> bool:
+    """Whether an exporter's handler has noted the quantized values of a weight, by its place in memory."""
+    handler = getattr(proxy, "export_handler", None) if is_exporting(proxy) else None
+    noted = (getattr(handler, "symbolic_kwargs", None) or {}).values()
+    return any(isinstance(values, dict) and weight.data_ptr() in values for values in noted)
 
 
 def is_initialized(proxy: QuantProxyFromInjector) -> bool:

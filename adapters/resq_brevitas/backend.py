@@ -10,7 +10,7 @@ from torch import nn
 from resq_brevitas.classes import RESQ_CLASSES, add_residual, attributes
 from resq_brevitas.layers import BrevitasResidualLayer
 from resq_brevitas.quantizers import WEIGHTS, ResQAct
-from resq_plugin.backends import torch_class
+from resq_plugin.backends import swap_class, swap_class_back, torch_class
 from resq_plugin.method import LayerSettings
 
 __all__ = ["attach", "detach", "supports"]
@@ -23,9 +23,9 @@ def supports(module: nn.Module) -> bool:
 
 def attach(module: Any, settings: LayerSettings) -> None:
     """Turn a float layer into a ResQ layer in place: its class changes, its Parameters, hooks and owners do not."""
-    original, before = type(module), attributes(module)
+    before = attributes(module)
     weight_quant = WEIGHTS[settings.config.weights]
-    module.__class__ = RESQ_CLASSES[torch_class(original)]
+    swap_class(module, RESQ_CLASSES[torch_class(type(module))])
     QuantWeightBiasInputOutputLayer.__init__(
         module,
         weight_quant=weight_quant,
@@ -51,15 +51,16 @@ def attach(module: Any, settings: LayerSettings) -> None:
         part = getattr(module, name)
         if isinstance(part, nn.Module):
             part.to(module.weight.device).train(module.training)
-    module.__dict__["_original"] = original
+    module.__dict__["_added"] |= attributes(module) - before
 
 
 def detach(module: Any) -> None:
     """Turn a ResQ layer back into the layer it was."""
     if not isinstance(module, BrevitasResidualLayer):
         return
-    original, before = module._original, module._before
+    before, added = module._before, module._added
     module.release()
-    for name in attributes(module) - before:
-        delattr(module, name)
-    module.__class__ = original
+    swap_class_back(module)
+    for name in attributes(module) - before:  # Parameters, buffers and modules that somebody added since stay
+        if name in added or name in vars(module):
+            module.__delattr__(name)

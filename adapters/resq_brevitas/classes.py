@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resq_brevitas.arguments import split_arguments
 from resq_brevitas.layers import BrevitasResidualLayer
 from resq_plugin import backends
+from resq_plugin.backends import swap_class
 from resq_plugin.errors import ConversionError
 
 __all__ = [
@@ -62,12 +63,12 @@ def add_residual(layer: Any, settings: Any, before: set[str] | None = None, **qu
             "frames; write bias_quant=None or one with its own scale, e.g. Int8BiasPerTensorFloatInternalScaling."
         )
         raise ConversionError(msg)
-    layer.__class__ = _RESIDUAL[original]
+    swap_class(layer, _RESIDUAL[original])
     own = attributes(layer) if before is None else before
     layer.setup_residual(settings, **quantizers)
     if before is None:
         layer.__dict__.pop("_folded")
-    layer.__dict__.update(_original=original, _before=own)
+    layer.__dict__.update(_before=own, _added=attributes(layer) - own)
 
 
 def attributes(layer: nn.Module) -> set[str]:

@@ -18,6 +18,7 @@ from resq_brevitas._compat import (
     is_initialized,
     is_observing,
     is_quantizing,
+    knows_weight,
     plain,
     remake,
 )
@@ -26,7 +27,7 @@ from resq_brevitas.residual_path import ResidualPath
 from resq_brevitas.views import ZERO_BITS, ActivationView
 from resq_plugin.backends import TorchResidualLayer
 from resq_plugin.errors import ConversionError, StreamError
-from resq_plugin.method import LayerSettings, Workspace
+from resq_plugin.method import KeptNumbers, LayerSettings, ResidualLayer, Workspace
 
 __all__ = ["BrevitasResidualLayer"]
 
@@ -114,10 +115,15 @@ class BrevitasResidualLayer(TorchResidualLayer):
     def _weight_holder(self, kind: str) -> Any:
         return self if kind == "keyframe" or self.residual_path is None else self.residual_path
 
-    def weight_sources(self, kind: str) -> list[Tensor]:
-        """All that the weight of a path is made of."""
-        sources = super().weight_sources(kind)
-        return sources if kind == "float" else [*sources, *self._weight_holder(kind).weight_quant.parameters()]
+    def numbers(self) -> list[Tensor]:
+        """All tensors that weights and ranges are made of, those included that Brevitas makes when they are first used."""
+        self.follow_weight()
+        for kind in ("keyframe", "residual"):
+            holder = self._weight_holder(kind)
+            if is_quantizing(holder.weight_quant) and not is_initialized(holder.weight_quant):
+                with torch.no_grad():
+                    holder.quant_weight()
+        return super().numbers()
 
     def quantized_weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
         """The quantized weight of the ``keyframe`` or ``residual`` path, and the bias."""
@@ -164,7 +170,8 @@ class BrevitasResidualLayer(TorchResidualLayer):
                 "brevitas.graph.quantize.preprocess_for_quantize(model)."
             )
             raise ConversionError(msg)
-        return self.weight_quant(self.float_weight()[0])
+        is_known = knows_weight(self.weight_quant, self.weight)  # by its place, with what q makes of the folded one
+        return self.weight_quant(self.weight if is_known else self.float_weight()[0])
 
     def follow_weight(self) -> None:
         """Take the range of Θ_w anew when Brevitas has forgotten that of Φ_w, because it changed the weight."""
@@ -189,7 +196,7 @@ class BrevitasResidualLayer(TorchResidualLayer):
             remake(self.input_quant, signed=bool(state))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self._weights.clear()
+        self.kept = KeptNumbers()
         own = {key: value for key, value in self.state_dict().items() if key.split(".")[0] in self.own_state}
         if not any(prefix + key in state_dict for key in own):  # a float checkpoint: weight ranges follow the weights
             kept = {key: value for key, value in own.items() if not key.startswith(WEIGHT_STATE)}
@@ -201,8 +208,8 @@ class BrevitasResidualLayer(TorchResidualLayer):
 
     def forward(self, input: Any, *args: Any, **options: Any) -> Any:
         """Hand ``input`` to the active executor; Brevitas' output quantizer, if any, acts on the full z_t."""
-        z = super().forward(plain(input), *args, **options)
-        return self.pack_output(self.output_quant(z))
+        z = ResidualLayer.forward(self, plain(input), *args, **options)
+        return self.hand_on(self.pack_output(self.output_quant(z)))
 
     def quantize_keyframe(self, x: Tensor) -> Tensor:
         """x̂ = q(x; Φ_a)."""

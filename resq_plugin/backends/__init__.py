@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold, is_foldable, unfold
+from resq_plugin.backends.batch_norm import FoldedNorm, fold, is_foldable, unfold
+from resq_plugin.backends.class_swap import swap_class, swap_class_back
 from resq_plugin.backends.registry import GROUP, find_backend
 from resq_plugin.backends.torch_backend import (
     ResQConv1d,
@@ -18,7 +19,7 @@ from resq_plugin.backends.wrappers import torch_class
 
 __all__ = [
     "GROUP",
-    "FoldedBatchNorm",
+    "FoldedNorm",
     "ResQConv1d",
     "ResQConv2d",
     "ResQConv3d",
@@ -30,6 +31,8 @@ __all__ = [
     "find_backend",
     "fold",
     "is_foldable",
+    "swap_class",
+    "swap_class_back",
     "torch_class",
     "unfold",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resq_plugin.backends.class_swap import swap_class, swap_class_back
 from resq_plugin.backends.torch_layer import TorchResidualLayer
 from resq_plugin.backends.wrappers import torch_class
 from resq_plugin.method import (
@@ -109,10 +110,8 @@ def supports(module: nn.Module) -> bool:
 
 def attach(module: nn.Module, settings: LayerSettings) -> None:
     """Turn a layer into a ResQ layer in place: its class changes, its Parameters, hooks and owners do not."""
-    original = type(module)
-    module.__class__ = _CLASSES[torch_class(original)]
+    swap_class(module, _CLASSES[torch_class(type(module))])
     module.setup(settings)  # type: ignore[operator]
-    module.__dict__["_original"] = original
 
 
 def detach(module: nn.Module) -> None:
@@ -121,4 +120,4 @@ def detach(module: nn.Module) -> None:
         return
     del module.keyframe_quantizer, module.residual_quantizers
     module.release()
-    module.__class__ = module.__dict__.pop("_original")
+    swap_class_back(module)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from resq_plugin.backends.batch_norm import FoldedBatchNorm, fold_factors, unfold
+from resq_plugin.backends.batch_norm import FoldedNorm, fold_factors, unfold
 from resq_plugin.backends.elementwise import compiled, quantize_difference
-from resq_plugin.backends.weight_cache import WeightCache, stamp
+from resq_plugin.backends.folded_output import hand_over
 from resq_plugin.method import (
     ActivationQuantizer,
+    KeptNumbers,
     LayerSettings,
     ResidualLayer,
     UniformQuantizer,
     Workspace,
+    compare_numbers,
     fake_quantize,
     fake_quantize_weight,
+    numbers_are_settled,
     weight_scale,
 )
 
@@ -35,13 +39,13 @@ class TorchResidualLayer(ResidualLayer):
     keyframe_quantizer: UniformQuantizer
     residual_quantizers: nn.ModuleList
     activation_norm: Tensor
-    _weights: WeightCache
+    kept: KeptNumbers
     channel_dim = 1
     weight_channel_dims: tuple[int, ...] = (0,)
 
     def prepare(self, settings: LayerSettings) -> None:
         """Add what every backend needs beside its quantizers. The Parameters of the layer are not touched."""
-        self.__dict__.update(settings=settings, _folded=[], _weights=WeightCache())
+        self.__dict__.update(settings=settings, _folded=[], kept=KeptNumbers())
         self.register_buffer("activation_norm", torch.ones((), device=self.weight.device))
 
     def setup(self, settings: LayerSettings) -> None:
@@ -59,7 +63,7 @@ class TorchResidualLayer(ResidualLayer):
         for norm in self._folded:
             unfold(norm)
         del self.activation_norm
-        for key in ("settings", "_folded", "_weights"):
+        for key in ("settings", "_folded", "kept"):
             self.__dict__.pop(key)
 
     def grouped(self, weight: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ class TorchResidualLayer(ResidualLayer):
         return weight
 
     @property
-    def folded_norm(self) -> FoldedBatchNorm | None:
+    def folded_norm(self) -> FoldedNorm | None:
         """The batch norm that is folded into this layer, if any."""
         return self._folded[0] if self._folded else None
 
@@ -106,27 +110,41 @@ class TorchResidualLayer(ResidualLayer):
         """The bias with the batch norm folded in."""
         return self._weight("float")[1]
 
-    def weight_sources(self, kind: str) -> list[Tensor]:  # noqa: ARG002
-        """All that the weight of a path is made of: a change of any of them makes it anew."""
-        sources: list[Tensor | None] = [self.weight, self.bias]
+    def numbers(self) -> list[Tensor]:
+        """All tensors that weights and ranges are made of: a change of any of them changes what the layer computes.
+
+        In training those that the layer itself moves, such as the vectors of a spectral norm, are not among them.
+        """
+        found = list({id(tensor): tensor for tensor in _tensors(self, buffers=not self.training)}.values())
         if self.folded_norm is not None:
             norm = self.folded_norm
-            sources += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        return [tensor for tensor in sources if tensor is not None]
+            folded = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            found += [tensor for tensor in folded if tensor is not None]
+        return found
+
+    def numbers_version(self) -> int:
+        """Another number whenever a stream found at the start of a frame that `numbers` had changed."""
+        if not numbers_are_settled():
+            compare_numbers([self])
+        return self.kept.version
 
     def _weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
-        """Weight of a path and bias, cached as long as no gradient is asked for."""
-        tensors = self.weight_sources(kind)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        """Weight of a path and bias; within a frame of a stream they may have been made in a former frame."""
+        is_own = kind == "float" and self.folded_norm is None
+        if is_own or not self._may_keep():
             return self.float_weight() if kind == "float" else self.quantized_weight(kind)
-        state = tuple(stamp(tensor) for tensor in tensors)
-        cached = self._weights.get(kind)
-        if cached is None or cached[0] != state:
+        made = self.kept.made
+        if kind not in made:
             with torch.inference_mode(False), torch.no_grad():
                 weight, bias = self.float_weight() if kind == "float" else self.quantized_weight(kind)
-                cached = state, weight.detach(), None if bias is None else bias.detach()
-                self._weights[kind] = cached
-        return cached[1], cached[2]
+                made[kind] = weight.detach(), None if bias is None else bias.detach()
+        return made[kind]
+
+    def _may_keep(self) -> bool:
+        """Whether nobody can have changed the weight since the frame began, and nobody asks for its gradient."""
+        if not numbers_are_settled() or self._forward_pre_hooks or "weight" not in self._parameters:
+            return False
+        return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.numbers()))
 
     def weight_of(self, kind: str) -> Tensor:
         """The weight of one path: ``float``, ``keyframe`` or ``residual``."""
@@ -136,6 +154,16 @@ class TorchResidualLayer(ResidualLayer):
         """Φ_a and the pool of Θ_a by name."""
         pool = {f"residual.{index}": quantizer for index, quantizer in enumerate(self.residual_quantizers)}
         return cast(dict[str, ActivationQuantizer], {"keyframe": self.keyframe_quantizer, **pool})
+
+    def forward(self, input: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Hand ``input`` to the active executor, and z to the folded batch norm, if any."""
+        z: Tensor = self.hand_on(super().forward(input, *args, **options))
+        return z
+
+    def hand_on(self, z: Any) -> Any:
+        """Return z, which nothing but a folded batch norm may read if there is one."""
+        norm = self.folded_norm
+        return z if norm is None else hand_over(z, self, norm, self.settings.name)
 
     def dense(self, x: Tensor, **options: Any) -> Tensor:
         """The float operation with the batch norm folded in."""
@@ -183,10 +211,20 @@ class TorchResidualLayer(ResidualLayer):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        self._weights.clear()
+        self.kept = KeptNumbers()
         own = {key: value for key, value in self.state_dict().items() if key.split(".")[0] in self.own_state}
         if not any(prefix + key in state_dict for key in own):  # a float checkpoint
             state_dict.update({prefix + key: value for key, value in own.items()})
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _tensors(module: nn.Module, *, buffers: bool) -> Iterator[Tensor]:
+    """The tensors of a module and its children; `nn.Module.parameters` takes too long for each frame."""
+    yield from (tensor for tensor in module._parameters.values() if tensor is not None)
+    if buffers:
+        yield from (tensor for tensor in module._buffers.values() if tensor is not None)
+    for child in module._modules.values():
+        if child is not None:
+            yield from _tensors(child, buffers=buffers)

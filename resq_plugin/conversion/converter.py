@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from resq_plugin.backends import FoldedBatchNorm, find_backend
+from resq_plugin.backends import FoldedNorm, find_backend
 from resq_plugin.config import ResQConfig
+from resq_plugin.conversion.all_or_nothing import all_or_nothing
 from resq_plugin.conversion.folding import fold_batch_norms
 from resq_plugin.conversion.model_state import STATE_KEYS, attach_model_state, detach_model_state
 from resq_plugin.errors import ConfigError, ConversionError
@@ -84,16 +85,13 @@ def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None
         )
         raise ConversionError(msg)
     _check_patterns(config, supported)
-    for name, module in selected.items():
-        keyframe, residual = config.precision_of(name)
-        backend.attach(module, LayerSettings(name, keyframe, residual, config))
-    attach_model_state(model)
-    if example is not None:
-        try:
+    with all_or_nothing(model):
+        for name, module in selected.items():
+            keyframe, residual = config.precision_of(name)
+            backend.attach(module, LayerSettings(name, keyframe, residual, config))
+        attach_model_state(model)
+        if example is not None:
             fold_batch_norms(model, example)
-        except Exception:
-            revert(model)
-            raise
     summary = summarize(model)
     logger.info("converted %d layers of %s to %s", len(summary.converted), type(model).__name__, config)
     if summary.unsupported:
@@ -114,10 +112,11 @@ def _check_patterns(config: ResQConfig, names: dict[str, Any]) -> None:
 def revert(model: M) -> M:
     """Undo `convert` in place, folding included; the float model is back bit for bit, with what it has learned."""
     backend = find_backend(next(iter(residual_layers(model).values())).settings.config.backend)
-    for module in model.modules():
-        if isinstance(module, ResidualLayer):
-            backend.detach(module)
-    detach_model_state(model)
+    with all_or_nothing(model):
+        for module in list(model.modules()):
+            if isinstance(module, ResidualLayer):
+                backend.detach(module)
+        detach_model_state(model)
     return model
 
 
@@ -129,7 +128,7 @@ def summarize(model: nn.Module) -> ConversionSummary:
     rest = {name: module for name, module in model.named_modules() if _is_linear(module) and module not in inside}
     selected = {name: module for name, module in rest.items() if config.selects(name)}
     unreached = [name for name, module in selected.items() if find_backend(config.backend).supports(module)]
-    folded = [name for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm)]
+    folded = [name for name, module in model.named_modules() if isinstance(module, FoldedNorm)]
     norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     return ConversionSummary(
         converted=tuple(layers),

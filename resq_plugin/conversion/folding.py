@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from resq_plugin.backends import FoldedBatchNorm, fold, is_foldable, unfold
+from resq_plugin.backends import FoldedNorm, fold, is_foldable, unfold
 from resq_plugin.errors import CheckpointError
 from resq_plugin.method import ResidualLayer, dense_execution, residual_layers
 
@@ -78,6 +78,7 @@ def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], An
     readers = _Readers()
     sources: dict[nn.Module, set[ResidualLayer | None]] = {}
     sinks: dict[ResidualLayer, set[nn.Module]] = {}
+    taken: set[int] = set()
 
     def produced(layer: nn.Module, _: Any, output: Tensor) -> None:
         # A linear layer's (N, L, C) is no (N, C, L): a batch norm on it would normalize tokens.
@@ -90,6 +91,9 @@ def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], An
         sources.setdefault(norm, set()).add(found[1] if found else None)
         if found:
             sinks.setdefault(found[1], set()).add(norm)
+            if id(found[0]) in taken:  # both results would be one tensor, on which the network may work in place
+                readers.read_elsewhere.add(found[1])
+            taken.add(id(found[0]))
 
     def leaves(*_: Any) -> None:
         readers.inside_norm -= 1
@@ -113,7 +117,7 @@ def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], An
         if layer is None or layer._folded or len(sinks[layer]) > 1 or layer in readers.read_elsewhere:
             logger.info("batch norm %s cannot be folded; it stays dense and acts on the full output", name)
             continue
-        layer._folded.append(fold(norm))
+        layer._folded.append(fold(norm, layer))
         folded.append(name)
     return tuple(folded)
 
@@ -133,17 +137,18 @@ def set_folded_pairs(model: nn.Module, pairs: Mapping[str, str]) -> None:
     modules = dict(model.named_modules())
     for layer, norm in pairs.items():
         source, sink = modules.get(layer), modules.get(norm)
-        fits = isinstance(sink, FoldedBatchNorm) or (sink is not None and is_foldable(sink))
+        fits = isinstance(sink, FoldedNorm) or (sink is not None and is_foldable(sink))
         if not fits or not hasattr(source, "_folded"):
             msg = f"batch norm {norm} is folded into layer {layer}, which this model cannot do; it is another model."
             raise CheckpointError(msg)
     for module in modules.values():
-        if isinstance(module, FoldedBatchNorm):
+        if isinstance(module, FoldedNorm):
             unfold(module)
         elif isinstance(module, ResidualLayer) and hasattr(module, "_folded"):
             module._folded.clear()
     for layer, norm in pairs.items():
-        cast(ResidualLayer, modules[layer])._folded.append(fold(modules[norm]))
+        folding = cast(ResidualLayer, modules[layer])
+        folding._folded.append(fold(modules[norm], folding))
 
 
 @contextmanager

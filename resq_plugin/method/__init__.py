@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from resq_plugin.method.calls import Call, CountingExecutor
 from resq_plugin.method.frame_counts import FrameCounts, shares_of
+from resq_plugin.method.kept_numbers import KeptNumbers, compare_numbers, numbers_are_settled, settled_numbers
 from resq_plugin.method.layers import (
     ActivationQuantizer,
     LayerSettings,
@@ -37,6 +38,7 @@ __all__ = [
     "Call",
     "CountingExecutor",
     "FrameCounts",
+    "KeptNumbers",
     "LayerCache",
     "LayerSettings",
     "ResidualLayer",
@@ -45,6 +47,7 @@ __all__ = [
     "UniformQuantizer",
     "Workspace",
     "choose",
+    "compare_numbers",
     "dense_execution",
     "error_map",
     "executing",
@@ -54,6 +57,7 @@ __all__ = [
     "is_lowest",
     "make_schedule",
     "mix",
+    "numbers_are_settled",
     "quantize_to_integers",
     "relative_change",
     "residual_layers",
@@ -61,6 +65,7 @@ __all__ = [
     "scene_threshold",
     "set_scene_threshold",
     "settle_lowest",
+    "settled_numbers",
     "share_error",
     "shares_of",
     "stream",

@@ -215,6 +215,9 @@ class UniformQuantizer(nn.Module):
         self.signed = signed
         ends = torch.tensor([r_min, r_max], dtype=torch.float64)
         self.scale.copy_(scale_from_range(ends[0], ends[1], self.bits, signed=self.signed))
+        self._checked_version = -1
+        if not self.scale.is_meta and self.is_calibrated:
+            self.check()
 
     @property
     def range(self) -> tuple[float, float]:
@@ -233,6 +236,9 @@ class UniformQuantizer(nn.Module):
 
     def check(self) -> None:
         """Raise unless calibrated. Looks at the value only when it may have changed, to spare a device sync."""
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if is_traced and self._checked_version >= 0:  # neither can read a value
+            return
         version = None if self.scale.is_inference() else self.scale._version
         if self.scale.is_meta or (version is not None and version == self._checked_version):
             return
@@ -261,6 +267,8 @@ class UniformQuantizer(nn.Module):
             raise CheckpointError(msg)
         self._checked_version = -1
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if not self.scale.is_meta and self.is_calibrated:
+            self.check()
 
     def get_extra_state(self) -> Tensor:
         """The grid, which belongs to a checkpoint as much as the scale."""

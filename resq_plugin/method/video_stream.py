@@ -19,6 +19,7 @@ from resq_plugin.errors import FrameError, StreamError
 from resq_plugin.method.conditions import Conditions
 from resq_plugin.method.frame_calls import CallsChangedError
 from resq_plugin.method.frame_counts import FrameCounts, shares_of
+from resq_plugin.method.kept_numbers import settled_numbers
 from resq_plugin.method.layers import executing, frame_by_frame, residual_layers
 from resq_plugin.method.outside import generator_that_holds, remembering_nodes, watching_threads
 from resq_plugin.method.recompute import following_checkpoints
@@ -115,9 +116,10 @@ class Stream:
                 with executing(frame_by_frame):
                     yield
                 return
-            position = 0 if self._starts_interval(frame) else self.position + 1
-            with self._running(position, holder):
-                yield
+            with settled_numbers(self.layers.values()):
+                position = 0 if self._starts_interval(frame) else self.position + 1
+                with self._running(position, holder):
+                    yield
             self._demanded = False
             self.position, self.is_keyframe = position, position == 0
             self._count(position, len(frame) if frame.dim() else 1)
