@@ -168,7 +168,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
     tmp_path: Path, counting: type[Counting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = compare(network(), film(24), SETTINGS, folder=tmp_path / "whole", **COMMON)
-    monkeypatch.setattr(counting, "limit", 110)
+    monkeypatch.setattr(counting, "limit", 1 + 1 + 18 + 2 * (1 + 6 + 18) + 4)  # while the third setting calibrates
     with pytest.raises(KeyboardInterrupt):
         compare(counting(*network()).eval(), film(24), SETTINGS, folder=tmp_path / "killed", **COMMON)
     done = json.loads((tmp_path / "killed" / "rows.json").read_text())["rows"]
