@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from resq_plugin.export.golden import Golden
 from resq_plugin.export.grid import Grid
-from resq_plugin.export.htp.faults import limit_clips, replace_norms
+from resq_plugin.export.htp.faults import coarser_grids, limit_clips, replace_norms
 from resq_plugin.export.htp.quantize import integer_memory, quantize_graph
 from resq_plugin.export.htp.session import htp_session
 from resq_plugin.export.manifest import CacheSpec, GraphSpec, HtpSpec, Manifest, TensorSpec
@@ -79,7 +79,11 @@ def build_htp(
         path = target / f"{kind}.onnx"
         given = {f"{prefix}{name}": grid for prefix in ("", "new.") for name, grid in memory.items()}
         weights = {**graph.weights, **replace_norms(graph.model)}
-        quantize_graph(graph.model, path, {**given, **graph.activations}, weights, feeds[kind])
+        activations = {**given, **graph.activations}
+        quantize_graph(graph.model, path, activations, weights, feeds[kind])
+        coarser = coarser_grids(path)
+        if coarser:
+            quantize_graph(graph.model, path, {**activations, **coarser}, weights, feeds[kind])
         limit_clips(path)
         memory |= integer_memory(path, tuple(moved), tuple(moved | {f"new.{name}" for name in moved}))
         specs[kind] = _spec(path)
