@@ -82,6 +82,10 @@ def build_htp(
         activations = {**given, **graph.activations}
         quantize_graph(graph.model, path, activations, weights, feeds[kind])
         coarser = coarser_grids(path)
+        for node in graph.model.graph:
+            if node.op_type == "Identity":  # a copy for a further output has the same grid
+                names = {node.inputs[0].name, node.outputs[0].name}
+                coarser |= {name: grid for other, grid in coarser.items() if other in names for name in names}
         if coarser:
             quantize_graph(graph.model, path, {**activations, **coarser}, weights, feeds[kind])
         limit_clips(path)

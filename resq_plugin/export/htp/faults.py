@@ -91,8 +91,7 @@ def limit_clips(path: Path) -> None:
 def coarser_grids(path: Path) -> dict[str, Grid]:
     """Find the layers of a QDQ graph whose output is too fine, by the name of the output, with a grid that is not.
 
-    No output needs finer steps than the accumulator has; one that was zero on the whole clip gets those of its
-    coarsest channel.
+    One that was zero on the whole clip gets the steps of its accumulator.
     """
     model = onnx.load(path)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -111,7 +110,7 @@ def coarser_grids(path: Path) -> dict[str, Grid]:
         zero_point = onnx.numpy_helper.to_array(constants[step.quantizer.input[2]])
         bits = 8 * zero_point.dtype.itemsize
         is_flat = found * (2**bits - 1) <= FLAT
-        least = accumulator.max() if is_flat else max(accumulator.min(), accumulator.max() * FINEST)
+        least = accumulator.max() * (1 if is_flat else FINEST)
         if found < least:
             zero = 2 ** (bits - 1) if is_flat else round(int(zero_point) * found / least)  # the lower end stays
             grids[step.tensor] = Grid((float(least),), bits, signed=False, zero_point=zero)
