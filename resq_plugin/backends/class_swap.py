@@ -6,7 +6,7 @@ properties. When the class below it goes, the one on top has to stay, or the mod
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -46,4 +46,6 @@ def _rebased(kind: type[Any], swapped: type[Any], original: type[Any]) -> type[A
         raise ConversionError(msg)
     bases = tuple(_rebased(base, swapped, original) if swapped in base.__mro__ else base for base in kind.__bases__)
     content = {key: value for key, value in vars(kind).items() if key not in _MADE_BY_PYTHON}
-    return type(kind)(kind.__name__.replace(swapped.__name__, original.__name__), bases, content)
+    make = cast(Any, type(kind))
+    made: type[Any] = make(kind.__name__.replace(swapped.__name__, original.__name__), bases, content)
+    return made

@@ -49,8 +49,8 @@ def add(commands: Commands) -> None:
         "--frames",
         type=Path,
         metavar="FILE",
-        help="a .npy file of consecutive normalised frames (T, 3, H, W), float32; default: noise. With --target htp "
-        "ranges are found on them: give real ones",
+        help="a .npy file of consecutive normalised frames (T, 3, H, W), float32; default: noise, which says "
+        "nothing of your videos. With --target htp ranges are found on them: give real ones",
     )
     parser.add_argument(
         "--cfg-options", nargs="+", default=(), metavar="KEY=VALUE", help="settings of the config to override"
@@ -93,6 +93,8 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         manifest = export_model(model, [torch.from_numpy(frame[None]) for frame in frames], args.out, htp=htp)
     if args.json:
         write_json(args.json, dataclasses.asdict(manifest))
+    if args.frames is None:
+        console.print(_noise_warning(args.target))
     console.print(
         f"{args.out}: {' and '.join(manifest.graphs)} of {config}, {len(manifest.layers)} layers, memory of a stream "
         f"{manifest.state_bytes / 1e6:.1f} MB in {len(manifest.caches)} tensors",
@@ -108,6 +110,17 @@ def _run(args: argparse.Namespace, console: Console) -> int:
             highlight=False,
         )
     return 0
+
+
+def _noise_warning(target: str) -> str:
+    """Markup of what an export without frames is worth."""
+    what = "the golden clip is noise, so that resq verify shows nothing of your videos"
+    if target == "htp":
+        what = (
+            "the HTP's ranges of additions, outputs and memory were found on noise and will not fit your videos: this "
+            "export is good for trying the compiler, not for use"
+        )
+    return f"[bold yellow]WARNING[/] no --frames: {what}. Give real, consecutive, normalised ones: --frames clip.npy."
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console
+    from rich.table import Table
 
     from resq_plugin.export import HtpVerification, Verification
 
 __all__ = ["add"]
 
 SHOWN = 8
+ALIKE = 3
+"""Layers from which on like ones share a line."""
+FAR = 25.0
+"""LSB from torch, a tenth of the grid, at which integers between the layers are worth a warning."""
 
 
 def add(commands: Commands) -> None:
@@ -75,46 +80,89 @@ def _exceeded(found: HtpVerification) -> Iterator[str]:
     from resq_plugin.export import LAYER_LIMIT  # noqa: PLC0415
 
     if found.worst_layer > LAYER_LIMIT:
-        yield f"layer {found.layers[0].weight} alone {found.worst_layer} LSB (limit {LAYER_LIMIT})"
+        worst = found.layers[0]
+        yield f"{worst.graph} {worst.operator} {worst.weight} alone {worst.lsb} LSB (limit {LAYER_LIMIT})"
     for graph in found.graphs:
-        if not graph.passed:
+        if graph.lsb > graph.limit:
             yield f"{graph.graph} {graph.lsb:.1f} LSB from torch (limit {graph.limit:.1f})"
+        elif not graph.passed:
+            yield f"{graph.graph} returns other numbers, by {graph.watched:.1f} LSB, when its inside is watched"
 
 
 def _show_cpu(found: Verification, console: Console) -> None:
-    from rich.table import Table  # noqa: PLC0415
-
-    title = "ONNX Runtime against torch"
-    table = Table("graph", "", "worst tensor", "worst LSB", "over 1 LSB %", "limit, LSB", title=title)
+    table = _table("ONNX Runtime against torch", "graph", "compared", "worst tensor", "LSB", ">1 LSB %", "limit")
     for graph in dict.fromkeys(tensor.graph for tensor in found.tensors):
-        for label, tensors, limit in (("layer by layer", found.parts, "1"), ("as a whole", found.tensors, "")):
+        for label, tensors, limit in (("by layer", found.parts, "1"), ("whole", found.tensors, "")):
             worst = next(tensor for tensor in tensors if tensor.graph == graph)
             table.add_row(graph, label, worst.name, f"{worst.lsb:.3g}", f"{100 * worst.beyond:.2f}", limit)
     console.print(table)
     console.print(
         f"argmax of the {found.frames}-frame clip as one stream: {found.agreement:.2f} % equal", highlight=False
     )
+    if found.is_still:
+        console.print(
+            "[bold yellow]WARNING[/] all residual frames of the clip have the same output, so that a difference of 0 "
+            "LSB says nothing: the clip stands still, or residual weights or inputs round to zero. Export frames that "
+            "move; where weights are the cause, convert with weights='channel'."
+        )
 
 
 def _show_htp(found: HtpVerification, console: Console) -> None:
-    from rich.table import Table  # noqa: PLC0415
-
-    from resq_plugin.export import split_native  # noqa: PLC0415
-
-    table = Table("graph", "weight", "operator", "worst LSB", "differ %", title="Single layers, HTP against CPU")
+    table = _table(
+        "Operators inside, HTP against CPU, same integers", "graph", "weight or tensor", "op", "LSB", "differ %"
+    )
     for layer in found.layers[:SHOWN]:
         table.add_row(layer.graph, layer.weight, layer.operator, str(layer.lsb), f"{100 * layer.share:.1f}")
     console.print(table)
+    if len(found.layers) > SHOWN:
+        console.print(
+            f"and {len(found.layers) - SHOWN} more with {found.layers[SHOWN].lsb} LSB at most", highlight=False
+        )
     for graph in found.graphs:
         worst = graph.tensors[0]
         console.print(
             f"HTP {graph.graph}: argmax equal {graph.agreement_cpu:.2f} % with the CPU, "
-            f"{graph.agreement_torch:.2f} % with torch; {graph.lsb:.1f} LSB from torch (limit {graph.limit:.1f}); "
-            f"worst tensor against the CPU {worst.name}, {worst.lsb:.0f} LSB",
+            f"{graph.agreement_torch:.2f} % with torch; {graph.lsb:.1f} LSB from torch (the same integers on the CPU: "
+            f"{graph.lsb_cpu:.1f}, limit {graph.limit:.1f}); worst tensor against the CPU {worst.name}, "
+            f"{worst.lsb:.0f} LSB",
             highlight=False,
             soft_wrap=True,
         )
+        if graph.lsb_cpu > FAR:
+            console.print(
+                f"[bold yellow]WARNING[/] 8 bits between the layers of the {graph.graph} graph lie far from the "
+                "simulation, on the CPU as on the HTP, where small errors are multiplied by large weights. Fold batch "
+                "norms, equalize the network (AIMET's equalize_model), or convert with weights='channel'."
+            )
+    for line in _bits(found):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _bits(found: HtpVerification) -> Iterator[str]:
+    """What is native and what is carried, like layers in one line."""
+    from resq_plugin.export import split_native  # noqa: PLC0415
+
+    groups: dict[str, list[str]] = {}
     for spec in found.precisions:
         native, carried = (", ".join(texts) or "nothing" for texts in split_native(spec))
-        line = f"{spec.name} {spec.precision}: native {native}; carried {carried}"
-        console.print(line, highlight=False, soft_wrap=True)
+        groups.setdefault(f"{spec.precision}: native {native}; carried {carried}", []).append(spec.name)
+    largest = max(map(len, groups.values()), default=0)
+    for text, names in groups.items():
+        if len(names) < ALIKE:
+            yield from (f"{name} {text}" for name in names)
+        elif len(groups) == 1:
+            yield f"all {len(names)} layers {text}"
+        elif len(names) == largest:
+            yield f"{len(names)} layers, {names[0]} to {names[-1]}, {text}"
+        else:
+            yield f"{len(names)} layers ({', '.join(names)}) {text}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table in which long names fold and nothing is cut."""
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table

@@ -21,6 +21,7 @@ from resq_plugin.backends import find_backend
 from resq_plugin.conversion import summarize
 from resq_plugin.errors import ExportError
 from resq_plugin.export.caches import Cache, CachePlan, plan_caches
+from resq_plugin.export.clip import as_clip, check_length, warn_of_dead_weights
 from resq_plugin.export.encodings import VERSIONS, check_versions, encodings_file
 from resq_plugin.export.golden import caches_of, golden_clip
 from resq_plugin.export.grid import Grid
@@ -58,8 +59,9 @@ def export_model(
 
     Args:
         model: converted and calibrated, on the CPU, any backend.
-        frames: one frame (N, C, H, W), whose shape the graphs keep, or a clip of such frames, a list or
-            (T, N, C, H, W), of which up to 10 become the golden clip.
+        frames: consecutive frames of the shape that the graphs keep: a list of (N, C, H, W), or a tensor (T, C, H, W)
+            of one video, as in calibration, or (T, N, C, H, W). Up to 10 become the golden clip; a model with residual
+            frames needs two at least.
         folder: where to write.
         encodings: versions of the encodings files.
         htp: also write both graphs for Qualcomm's HTP; ranges of what lies between the layers come from ``frames``.
@@ -72,11 +74,14 @@ def export_model(
         ConfigError: unknown version of encodings.
     """
     check_versions(tuple(encodings))
-    clip = _clip(model, frames)
+    clip = as_clip(model, frames)
     check_export_folder(folder)
     config = next(iter(residual_layers(model).values())).settings.config
     numbers = read_numbers(model, clip[0])
     is_stream = config.residual is not None
+    if is_stream:
+        check_length(clip)
+        warn_of_dead_weights(numbers)
     plan = plan_caches(model, clip[0], numbers, config.reference) if is_stream else CachePlan((), {}, {})
     schedule = make_schedule(model, config)
     traces = {"keyframe": trace_keyframe} | ({"residual": trace_residual} if plan.caches else {})
@@ -121,25 +126,6 @@ def export_model(
         manifest = manifest.write(part)
     logger.info("exported %d layers and %d caches to %s", len(numbers), len(caches), folder)
     return manifest
-
-
-def _clip(model: nn.Module, frames: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    if isinstance(frames, Tensor):
-        frames = list(frames) if frames.dim() == 5 else [frames]
-    clip = [frame.detach().cpu() for frame in frames]
-    if not clip or any(f.dim() != 4 or f.dtype != torch.float32 or f.shape != clip[0].shape for f in clip):
-        found = ", ".join(sorted({f"{tuple(f.shape)} {str(f.dtype).removeprefix('torch.')}" for f in clip}))
-        msg = f"export takes frames (N, C, H, W) float32 of one shape; got {found or 'none'}."
-        raise ExportError(msg)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if device.type != "cpu":
-        msg = f"the model is on {device}; export takes it from the CPU: model.cpu()."
-        raise ExportError(msg)
-    for index, frame in enumerate(clip):
-        if not frame.isfinite().all():
-            msg = f"frame {index} holds NaN or Inf; export takes frames as the model sees them in use."
-            raise ExportError(msg)
-    return clip
 
 
 def _present(

@@ -62,8 +62,9 @@ def to_encodings(
     """Remove every marker, in place, and return the float graph and encodings of activations, weights and biases.
 
     Weights hold the values of their grids in float. A tensor that layers read on different grids gets a node
-    (Identity) for each further one, because an encoding belongs to a tensor. With ``clip`` grids narrower than their
-    integer type get a node that clips to their ends, for targets that only know the type.
+    (Identity) for each further one, because an encoding belongs to a tensor. With ``clip``, for targets that only know
+    integer types, that node clips to the ends of the grid instead; a grid narrower than its type gets one, too, and so
+    does one on which a layer reads z_k or an output of the model, which then keep all of their own range.
     """
     editor = Editor(traced.model)
     names = _names(traced)
@@ -71,14 +72,22 @@ def to_encodings(
     weights: Encodings = {}
     biases: Encodings = {}
     _remove_cuts(editor, traced)
+    all_of_it = {
+        value
+        for name, value in zip(names, editor.graph.outputs, strict=True)
+        if name not in caches or any(layer.endswith("(z)") for layer in caches[name].layers)
+    }
     for node, name, grid, values in _quantizers(editor, traced):
         if values is None:
             value = node.inputs[0]
-            if activations.setdefault(value, grid) != grid:
-                value = editor.keep(node, value, name)
-                activations[value] = grid
-            if clip and grid.is_carried:
+            has_own = value in all_of_it and activations.get(value) != grid
+            if clip and (has_own or grid.is_carried or activations.get(value, grid) != grid):
+                if not has_own:
+                    activations.setdefault(value, grid)
                 value = editor.insert(node, "Clip", [value, *_ends(editor, name, grid)], f"{name}.clipped")
+                activations[value] = grid
+            elif activations.setdefault(value, grid) != grid:
+                value = editor.keep(node, value, name)
                 activations[value] = grid
         else:
             value = editor.constant(name, values.cpu().numpy())

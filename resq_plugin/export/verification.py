@@ -42,12 +42,14 @@ class Verification:
             from itself by several LSB from run to run: this is told, and not judged.
         agreement: percent of equal argmax (over channels) of the first output, the clip played as one stream.
         frames: length of the clip.
+        is_still: whether all residual frames have the same outputs, so that their equality says nothing.
     """
 
     parts: tuple[TensorDifference, ...]
     tensors: tuple[TensorDifference, ...]
     agreement: float
     frames: int
+    is_still: bool = False
 
     @property
     def passed(self) -> bool:
@@ -116,7 +118,14 @@ def verify(folder: str | PathLike[str], *, device: str = "cpu", threads: int = 0
         for kind in player.manifest.graphs
         for part in _parts(Path(folder), kind, all_parts[kind], all_cuts[kind], player.manifest, golden, threads)
     ]
-    return Verification(_ranked(parts), _ranked(tensors), 100 * float(np.mean(equal)), len(golden.frames))
+    agreement = 100 * float(np.mean(equal))
+    return Verification(_ranked(parts), _ranked(tensors), agreement, len(golden.frames), _is_still(golden))
+
+
+def _is_still(golden: Golden) -> bool:
+    names = golden.stream[0]
+    first, *rest = golden.residual or ({},)
+    return bool(rest) and all(np.array_equal(first[name], outputs[name]) for outputs in rest for name in names)
 
 
 def _held(array: Array, here: CacheSpec, there: CacheSpec) -> Array:

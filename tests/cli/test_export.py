@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import build, video
+from torch import nn
 
 from resq_plugin import ResQConfig, calibrate, convert, save_checkpoint
 from resq_plugin.cli import main
@@ -67,6 +68,87 @@ def test_verify_tells_lsb_and_fails_on_a_changed_file(tmp_path: Path, capsys: py
     (out / "residual.onnx").write_bytes(b"changed")
     assert main(["verify", str(out)]) == 2
     assert "residual.onnx was changed after the export" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_noise_is_announced_loudly(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime_qnn", reason="the extra htp is not installed")
+    checkpoint, _ = files
+    command = ["export", DDRNET, "--checkpoint", str(checkpoint), "--shape", *map(str, SHAPE), *OPTIONS]
+    for target, text in (("cpu", "the golden clip is noise"), ("htp", "the HTP's ranges of additions")):
+        assert main([*command, "--out", str(tmp_path / target), "--target", target]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "WARNING no --frames: " in shown
+        assert text in shown
+        assert "--frames clip.npy" in shown
+    assert export(files, tmp_path / "real") == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
+class Long(nn.Module):
+    """Layers with names longer than a terminal is wide."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        name = "a_module_with_a_name_that_says_all_that_its_author_thought_of_and_that_goes_on_and_on"
+        self.net = nn.ModuleDict({name: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(layers)))})
+
+    def forward(self, frame: torch.Tensor) -> torch.Tensor:
+        for stage in self.net.values():
+            frame = stage(frame)
+        return frame
+
+
+def test_verify_cuts_no_name_at_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    export_model(build(lambda: Long(1), "W8A8->W4A8"), video(3), tmp_path / "out", encodings=())
+
+    assert main(["verify", str(tmp_path / "out"), "--json", str(tmp_path / "verify.json")]) == 0
+
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    cells = [line.split("│")[3].strip() for line in shown.splitlines() if line.startswith("│")]
+    parts = json.loads((tmp_path / "verify.json").read_text())["cpu"]["parts"]
+    worst = next(part["name"] for part in parts if part["graph"] == "keyframe")
+    assert len(worst) > 80
+    assert worst in "".join(cells)
+
+
+def test_a_clip_that_stands_still_proves_nothing_and_verify_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build("plain", "W8A8->W4A8")
+    for clip, still in (([video(1)[0]] * 10, True), (video(10), False)):
+        export_model(model, clip, tmp_path / "out", encodings=())
+        assert main(["verify", str(tmp_path / "out")]) == 0
+        assert ("WARNING all residual frames of the clip have the same output" in capsys.readouterr().out) is still
+
+
+def test_like_layers_share_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime_qnn", reason="the extra htp is not installed")
+    from resq_plugin.export import HtpConfig
+
+    monkeypatch.setenv("COLUMNS", "80")
+    net = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(9))).eval()
+    overrides = {"0": "W8A8->W8A8", **dict.fromkeys(("2", "3", "4"), "W8A8->W4A4")}
+    model = build(net, "W8A8->W4A8", reference="quantized", overrides=overrides)
+    export_model(model, video(10), tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
+
+    assert main(["verify", str(tmp_path / "out"), "--target", "htp", "--frames", "1"]) == 0
+
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": native " in line]
+    assert [line.partition(" W8A8->")[0] for line in lines] == ["0", "5 layers, 1 to 8,", "3 layers (2, 3, 4)"]
+    assert lines[1].endswith(
+        "W4A8: native keyframe W int8, keyframe A int8, residual W int4, residual A int8; carried nothing"
+    )
+    assert lines[2].endswith("; carried residual A int8 (carries 4 bits, clipped)")
 
 
 def test_the_users_mistakes_get_one_line(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import build, video
+from helpers import Plain, build, seeded, video
 from torch import nn
 
 from resq_plugin import ResQConfig, convert
@@ -121,16 +121,58 @@ def test_errors_name_what_to_write(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_frame_is_enough_and_the_golden_clip_is_small(tmp_path: Path) -> None:
-    frame = video(1)[0]
-    export_model(build("plain"), frame, tmp_path / "out", encodings=())
+def test_two_frames_are_enough_and_the_golden_clip_is_small(tmp_path: Path) -> None:
+    clip = video(2)
+    export_model(build("plain"), clip, tmp_path / "out", encodings=())
 
     golden = Golden.read(tmp_path / "out" / "golden.npz")
     assert len(golden.frames) == 10
-    # 8 bits: half a step of 2 max|x| / 254 at most.
-    assert np.abs(golden.frames[0] - frame.numpy()).max() <= float(frame.abs().max()) / 254 * 1.001
-    assert np.array_equal(golden.frames[1], np.roll(golden.frames[0], 1, -1))
+    for found, frame in zip(golden.frames, clip, strict=False):
+        # 8 bits: half a step of 2 max|x| / 254 at most.
+        assert np.abs(found - frame.numpy()).max() <= float(frame.abs().max()) / 254 * 1.001
+    assert np.array_equal(golden.frames[2], np.roll(golden.frames[1], 1, -1))
     assert verify(tmp_path / "out").passed
+
+
+def test_a_single_frame_is_refused_where_residual_frames_are_to_be_verified(tmp_path: Path) -> None:
+    frame = video(1, (1, 3, 12, 16))[0]
+    for single in (frame, [frame], frame[None]):
+        with pytest.raises(ExportError, match=r"clip has one frame \(1, 3, 12, 16\).*at least two consecutive frames"):
+            export_model(build("plain"), single, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+    export_model(build("plain", "W8A8"), frame, tmp_path / "out", encodings=())  # no residual frames
+    assert verify(tmp_path / "out").passed
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 12, 16), (2, 3, 12, 16)])
+def test_a_clip_is_a_tensor_in_time_or_a_list_and_means_the_same(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    frames = video(4, shape)
+    model = build("plain", frames=frames)
+    export_model(model, frames, tmp_path / "list", encodings=())
+    clip = torch.stack(frames)  # (T, N, C, H, W)
+    same = {"tensor": clip} | ({"clip": clip[:, 0]} if shape[0] == 1 else {})  # (T, C, H, W)
+    for name, given in same.items():
+        manifest = export_model(model, given, tmp_path / name, encodings=())
+        assert manifest.graphs["keyframe"].inputs[0].shape == shape
+        ours, expected = (Golden.read(tmp_path / folder / "golden.npz") for folder in (name, "list"))
+        assert all(map(np.array_equal, ours.frames, expected.frames))
+
+
+def test_residual_weights_that_round_to_zero_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One channel of 8 is 100 times the others: with one scale 4 bits leave nothing of those, 8 bits do."""
+    for weights, warned in (("tensor", True), ("channel", False)):
+        net = seeded(Plain)
+        with torch.no_grad():
+            net[0].weight.mul_(0.01)
+            net[0].weight[3].mul_(100)
+        caplog.clear()
+        export_model(build(net, "W8A8->W4A4", weights=weights), video(2), tmp_path / weights, encodings=())
+        named = [record.getMessage() for record in caplog.records if "residual weights of 1 layers" in record.message]
+        assert bool(named) is warned
+        if warned:
+            assert "0 (88 %)" in named[0]
+            assert "weights='channel'" in named[0]
 
 
 def test_exporting_leaves_the_model_alone(tmp_path: Path) -> None:

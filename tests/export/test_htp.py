@@ -14,6 +14,7 @@ from torch import nn
 from resq_plugin.cli import main
 from resq_plugin.export import HtpConfig, OrtStream, export_model, verify, verify_htp
 from resq_plugin.export.htp import build as htp_build
+from resq_plugin.export.htp.layers import compare_layers
 from resq_plugin.export.htp.session import RefusedError, htp_session
 from resq_plugin.export.manifest import Manifest
 
@@ -140,6 +141,93 @@ def test_what_the_compiler_gets_wrong_is_avoided_and_would_not_pass(
     assert not verified[False].passed
     assert max(graph.lsb for graph in verified[False].graphs) > 50
     assert max(graph.limit for graph in verified[False].graphs) < 10
+
+
+class Bottleneck(nn.Sequential):
+    """Layers that read each other's output with nothing between, as MobileNetV2's, with batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU6(),
+            nn.Conv2d(8, 4, 1),
+        )
+
+
+@pytest.mark.parametrize("reference", ["float", "quantized", "running"])
+@pytest.mark.parametrize("fold", [True, False])
+def test_layers_behind_layers_and_batch_norms_between_them(tmp_path: Path, reference: str, fold: bool) -> None:
+    """z_k of one is x_k of the next, each on its own grid; a batch norm's output is memory by its own name."""
+    model = build(Bottleneck, "W8A8->W4A8", frames=FRAMES, reference=reference, weights="channel", fold=fold)
+    export_model(model, FRAMES, tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
+    found = verify_htp(tmp_path / "out", frames=2)
+
+    assert found.worst_layer <= LAYER_LSB
+    assert found.passed
+    assert [graph.watched for graph in found.graphs] == [0, 0]
+    assert all(graph.lsb <= 8 for graph in found.graphs)
+    assert {layer.operator for layer in found.layers} >= {"Conv", "Sub", "Add", "Clip", "QuantizeLinear"}
+    graph = onnx.load(tmp_path / "out" / "htp" / "keyframe.onnx").graph
+    scales = {
+        t.name: float(onnx.numpy_helper.to_array(t))
+        for t in graph.initializer
+        if "x" in t.name and t.name.endswith("_scale") and t.dims in ([], [1])
+    }
+    own = pytest.approx(float(model[2].keyframe_quantizer.scale))
+    assert own in scales.values()  # the layer that reads a layer or a batch norm is on the grid it was calibrated for
+
+
+def test_a_range_found_on_a_still_clip_leaves_no_layer_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """δ is 0 on the clip and so is the product; played on frames that move, the layer must not stay at 0."""
+    model = build("plain", "W8A8->W4A8", frames=FRAMES, reference="float", weights="channel")
+    worst = {}
+    for avoided in (True, False):
+        if not avoided:
+            monkeypatch.setattr(htp_build, "coarser_grids", lambda _: {})
+        out = tmp_path / str(avoided)
+        export_model(model, [FRAMES[0]] * 10, out, encodings=(), htp=HtpConfig(compile=False))
+        player = OrtStream(out, device="htp")
+        player(FRAMES[0].numpy())
+        feed = {"frame": FRAMES[2].numpy(), **{name: value.numpy() for name, value in player._memory.items()}}
+        layers, _ = compare_layers(out / "htp" / "residual.onnx", 75, None, feed)
+        worst[avoided] = max(layer.lsb for layer in layers if layer.operator == "Conv")
+
+    assert worst[True] <= LAYER_LSB
+    assert worst[False] >= 127
+
+
+@pytest.mark.parametrize("ratio", [64, 512])
+def test_the_compiler_still_has_the_fault_that_coarser_grids_avoid(tmp_path: Path, ratio: int) -> None:
+    """A step of the accumulator over a step of the output: right up to 128, zero from 256 on. Says when to drop it."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    values = {
+        "x_scale": np.float32(0.01),
+        "x_zero": np.uint8(128),
+        "w_scale": np.full(4, 0.1, np.float32),
+        "w_zero": np.zeros(4, np.int8),
+        "w": np.arange(1, 17, dtype=np.int8).reshape(4, 4, 1, 1),
+        "y_scale": np.float32(0.01 * 0.1 / ratio),
+        "y_zero": np.uint8(0),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "x_scale", "x_zero"], ["x_float"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_float"], axis=0),
+        helper.make_node("Conv", ["x_float", "w_float"], ["y_float"]),
+        helper.make_node("QuantizeLinear", ["y_float", "y_scale", "y_zero"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", kinds.UINT8, [1, 4, 8, 8])
+    y = helper.make_tensor_value_info("y", kinds.UINT8, [1, 4, 8, 8])
+    constants = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "one.onnx")
+
+    (found,) = htp_session(tmp_path / "one.onnx", 75).run(None, {"x": np.full((1, 4, 8, 8), 130, np.uint8)})
+
+    assert set(found.flat) == ({255} if ratio == 64 else {0})  # 2 * (1 + ...) * ratio is far beyond 255
 
 
 def test_a_clip_with_one_end_keeps_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from resq_plugin.errors import ExportError
 from resq_plugin.export.golden import Golden
 from resq_plugin.export.grid import Grid
-from resq_plugin.export.htp.faults import limit_clips, replace_norms
+from resq_plugin.export.htp.faults import coarser_grids, limit_clips, replace_norms
 from resq_plugin.export.htp.layers import OPERATORS
 from resq_plugin.export.htp.quantize import integer_memory, quantize_graph
 from resq_plugin.export.htp.session import htp_session
@@ -84,7 +84,15 @@ def build_htp(
         weights = {**graph.weights, **replace_norms(graph.model)}
         read = _drop_unread(graph.model)
         seen = [{name: feed[name] for name in read} for feed in feeds[kind]]
-        quantize_graph(graph.model, path, {**given, **graph.activations}, weights, seen)
+        activations = {**given, **graph.activations}
+        quantize_graph(graph.model, path, activations, weights, seen)
+        coarser = coarser_grids(path)
+        for node in graph.model.graph:
+            if node.op_type == "Identity":  # a copy for a further output has the same grid
+                names = {node.inputs[0].name, node.outputs[0].name}
+                coarser |= {name: grid for other, grid in coarser.items() if other in names for name in names}
+        if coarser:
+            quantize_graph(graph.model, path, {**activations, **coarser}, weights, seen)
         limit_clips(path)
         new = tuple(moved | {f"new.{name}" for name in moved})
         memory |= integer_memory(path, tuple(moved), new, {**given, **graph.activations})

@@ -3,7 +3,8 @@
 A BatchNormalization behind an addition returns other integers than ONNX Runtime, by up to the whole range of 8 bits; a
 depthwise 1x1 convolution computes the same function within 2 LSB. A Clip behind a convolution is dropped altogether
 when one of its ends lies on an end of the grid of its output or beyond; a quarter of a step inside, which rounds to
-the same integer, it stays.
+the same integer, it stays. A layer returns nothing but zero points when a step of its accumulator is 256 or more steps
+of its output, which is so where the output was zero on the whole clip that its range was found on.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from resq_plugin.export.editor import Editor
 from resq_plugin.export.grid import Grid
+from resq_plugin.export.htp.layers import OPERATORS, find_steps
 
-__all__ = ["limit_clips", "replace_norms"]
+__all__ = ["coarser_grids", "limit_clips", "replace_norms"]
 
 WEIGHT_BITS = 8
 INSIDE = 0.25
 """In steps of a grid."""
+FINEST = 1 / 128
+"""Of a step of the accumulator; a finer output is zero on the HTP."""
+FLAT = 1.001e-4
+"""Range that ONNX Runtime's quantizer gives a tensor that was constant zero."""
 
 
 def replace_norms(model: onnx_ir.Model) -> dict[str, Grid]:
@@ -45,7 +52,9 @@ def replace_norms(model: onnx_ir.Model) -> dict[str, Grid]:
             node, "Conv", [node.inputs[0], weight, editor.constant(f"{name}.bias", offset)], name, group=len(gain)
         )
         value.shape = node.outputs[0].shape
+        own = node.outputs[0].name  # by which grids and graph outputs know it
         editor.replace(node, value)
+        value.name = own
         high = 2 ** (WEIGHT_BITS - 1) - 1
         scales = np.maximum(np.abs(gain) / high, np.finfo(np.float32).tiny)
         grids[f"{name}.weight"] = Grid(tuple(scales.tolist()), WEIGHT_BITS, axis=0, weight=True)
@@ -77,6 +86,35 @@ def limit_clips(path: Path) -> None:
         editor.replace(node, editor.insert(node, "Clip", [node.inputs[0], *constants], name))
     passes.RemoveUnusedNodesPass()(model)
     onnx_ir.save(model, path)
+
+
+def coarser_grids(path: Path) -> dict[str, Grid]:
+    """Find the layers of a QDQ graph whose output is too fine, by the name of the output, with a grid that is not.
+
+    One that was zero on the whole clip gets the steps of its accumulator.
+    """
+    model = onnx.load(path)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+
+    def scale(node: onnx.NodeProto) -> NDArray[np.float32]:
+        return np.asarray(onnx.numpy_helper.to_array(constants[node.input[1]]), np.float32)
+
+    grids = {}
+    for step in find_steps(model):
+        sources = [producers.get(name) for name in step.node.input[:2]]
+        if step.node.op_type not in OPERATORS or any(s is None or s.op_type != "DequantizeLinear" for s in sources):
+            continue
+        accumulator = float(scale(sources[0])) * scale(sources[1])
+        found = float(scale(step.quantizer))
+        zero_point = onnx.numpy_helper.to_array(constants[step.quantizer.input[2]])
+        bits = 8 * zero_point.dtype.itemsize
+        is_flat = found * (2**bits - 1) <= FLAT
+        least = accumulator.max() * (1 if is_flat else FINEST)
+        if found < least:
+            zero = 2 ** (bits - 1) if is_flat else round(int(zero_point) * found / least)  # the lower end stays
+            grids[step.tensor] = Grid((float(least),), bits, signed=False, zero_point=zero)
+    return grids
 
 
 def _epsilon(node: onnx_ir.Node) -> float:

@@ -1,9 +1,14 @@
-"""Every layer of a QDQ graph on its own, on the HTP and on the CPU, with the integers it sees in the whole graph."""
+"""Every operator inside a QDQ graph on the HTP against the CPU, both on the integers that the HTP computed before it.
+
+The graph is compiled once more with all its inner integers handed out, which shows what each operator did in the whole
+graph; the CPU computes each of them anew from those before it. So an operator is compared on its own, with no error of
+its predecessors, and the numbers do not grow through a deep net.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +20,21 @@ from numpy.typing import NDArray
 from resq_plugin.export.htp.session import htp_session
 from resq_plugin.export.sessions import integer_session
 
-__all__ = ["OPERATORS", "LayerDifference", "Unit", "compare_layers", "find_units"]
+__all__ = ["OPERATORS", "LayerDifference", "Step", "compare_layers", "find_steps"]
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+GIVEN = ".given"
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """One layer on the HTP against the CPU.
+    """One operator on the HTP against the CPU.
 
     Attributes:
         graph: ``keyframe`` or ``residual``.
-        weight: name of its weight.
+        weight: name of its weight, or of the tensor it returns if it has none.
         operator: ONNX operator.
         lsb: largest difference of its output integers.
         share: share of output integers that differ.
@@ -42,94 +48,100 @@ class LayerDifference:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A linear operator with what quantizes its inputs and its output, and an activation between.
+class Step:
+    """An operator whose result is quantized, an activation that is not quantized apart included.
 
     Attributes:
-        weight: name of its weight.
-        nodes: in order.
-        source: name of the integers that it reads.
-        target: name of the integers that it returns.
+        node: the operator.
+        quantizer: what quantizes its result.
+        weight: name of its weight; None if it has none.
     """
 
-    weight: str
-    nodes: tuple[onnx.NodeProto, ...]
-    source: str
-    target: str
+    node: onnx.NodeProto
+    quantizer: onnx.NodeProto
+    weight: str | None
+
+    @property
+    def tensor(self) -> str:
+        """Name of what is quantized, as the float graph knows it."""
+        return str(self.quantizer.input[1]).removesuffix("_scale")
 
 
-def find_units(model: onnx.ModelProto) -> Iterator[Unit]:
-    """Find the linear operators of a QDQ graph."""
+def find_steps(model: onnx.ModelProto) -> Iterator[Step]:
+    """Find all that computes integers in a QDQ graph."""
     producers = {name: node for node in model.graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    for node in model.graph.node:
-        sources = [producers.get(name) for name in node.input]
-        if node.op_type not in OPERATORS or any(s is None or s.op_type != "DequantizeLinear" for s in sources):
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for quantizer in model.graph.node:
+        if quantizer.op_type != "QuantizeLinear":
             continue
-        end = [node]
-        while end[-1].op_type != "QuantizeLinear" and len(readers.get(end[-1].output[0], ())) == 1:
-            end.append(readers[end[-1].output[0]][0])
-        if len(end) <= 3 and end[-1].op_type == "QuantizeLinear":
-            dequantizers = tuple(source for source in sources if source is not None)
-            weight = dequantizers[1].input[0].removesuffix("_quantized")
-            yield Unit(weight, (*dequantizers, *end), dequantizers[0].input[0], end[-1].output[0])
+        first = producers.get(quantizer.input[0], quantizer)  # an input of the graph is quantized by itself
+        while first.op_type not in ("DequantizeLinear", *OPERATORS) and first.input[0] in producers:
+            before = producers[first.input[0]]
+            if before.op_type == "DequantizeLinear":
+                break
+            first = before
+        weight = None
+        if first.op_type in OPERATORS:
+            source = producers.get(first.input[1])
+            name = first.input[1] if source is None else source.input[0]
+            weight = name.removesuffix("_quantized") if name in constants else None
+        yield Step(first, quantizer, weight)
 
 
-def compare_layers(path: Path, arch: int, soc: int | None, feed: Mapping[str, Array]) -> list[LayerDifference]:
-    """Run every layer of a graph alone on both.
+def compare_layers(
+    path: Path, arch: int, soc: int | None, feed: Mapping[str, Array]
+) -> tuple[list[LayerDifference], dict[str, Array]]:
+    """Compare every operator of a graph.
 
     Args:
         path: QDQ graph.
         arch: as in `htp_session`.
         soc: as in `htp_session`.
         feed: inputs of the graph.
+
+    Returns:
+        Every operator, and what the graph's own outputs were when the inner integers were handed out: the same as
+        otherwise, or the comparison is of another program.
     """
-    model = onnx.load(path)
-    units = list(find_units(model))
-    inputs = _intermediate(model, sorted({unit.source for unit in units}), feed)
-    found = []
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    own = [value.name for value in model.graph.output]
+    outputs = {value.name for value in model.graph.output}
+    shapes = {value.name: value for value in model.graph.value_info}
+    steps = [
+        step
+        for step in find_steps(model)
+        if step.quantizer.output[0] in outputs or step.node.op_type != "DequantizeLinear"
+    ]
+    names = [step.quantizer.output[0] for step in steps]
+    model.graph.output.extend(shapes[name] for name in names if name not in outputs)
     with tempfile.TemporaryDirectory() as folder:
-        for unit in units:
-            single = Path(folder) / "layer.onnx"
-            onnx.save(_alone(model, unit, inputs[unit.source]), single)
-            one = {unit.source: inputs[unit.source]}
-            (ours,) = htp_session(single, arch, soc).run(None, one)
-            (expected,) = integer_session(single).run(None, one)
-            steps = np.abs(ours.astype(np.int32) - expected.astype(np.int32))
-            operator = next(node.op_type for node in unit.nodes if node.op_type in OPERATORS)
-            difference = LayerDifference(path.stem, unit.weight, operator, int(steps.max()), float((steps > 0).mean()))
-            found.append(difference)
-    return found
+        onnx.save(model, Path(folder) / path.name)
+        every = list(dict.fromkeys((*names, *own)))
+        found = dict(zip(every, htp_session(Path(folder) / path.name, arch, soc).run(every, dict(feed)), strict=True))
+    given = {f"{name}{GIVEN}": found[name] for name in names}
+    expected = integer_session(_cut(model, names)).run(names, {**feed, **given})
+    differences = []
+    for step, name, theirs in zip(steps, names, expected, strict=True):
+        apart = np.abs(found[name].astype(np.int32) - theirs.astype(np.int32))
+        known = step.weight or step.tensor
+        share = float((apart > 0).mean())
+        differences.append(LayerDifference(path.stem, known, step.node.op_type, int(apart.max()), share))
+    return differences, {name: found[name] for name in own}
 
 
-def _intermediate(model: onnx.ModelProto, names: Sequence[str], feed: Mapping[str, Array]) -> dict[str, Array]:
-    """Values of tensors inside a graph."""
-    given = {name: feed[name] for name in names if name in feed}
-    inner = [name for name in names if name not in given]
-    if not inner:
-        return given
-    open_model = onnx.ModelProto()
-    open_model.CopyFrom(model)
-    del open_model.graph.output[:]
-    open_model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
-    values = integer_session(open_model.SerializeToString()).run(inner, dict(feed))
-    return given | dict(zip(inner, values, strict=True))
-
-
-def _alone(model: onnx.ModelProto, unit: Unit, source: Array) -> onnx.ModelProto:
-    needed = {name for node in unit.nodes for name in node.input}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    types = {tensor.name: tensor.data_type for tensor in constants}
-    integers = types[unit.nodes[-1].input[2]]
-    graph = onnx.helper.make_graph(
-        list(unit.nodes),
-        "layer",
-        [onnx.helper.make_tensor_value_info(unit.source, types[unit.nodes[0].input[2]], source.shape)],
-        [onnx.helper.make_tensor_value_info(unit.target, integers, None)],
-        constants,
-    )
-    alone = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    return onnx.shape_inference.infer_shapes(alone)
+def _cut(model: onnx.ModelProto, names: list[str]) -> bytes:
+    """The same graph in which everybody reads these integers from graph inputs."""
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    values = {value.name: value for value in model.graph.output}
+    for node in cut.graph.node:
+        for index, name in enumerate(node.input):
+            if name in values and name in names:
+                node.input[index] = f"{name}{GIVEN}"
+    for name in names:
+        value = onnx.ValueInfoProto()
+        value.CopyFrom(values[name])
+        value.name = f"{name}{GIVEN}"
+        cut.graph.input.append(value)
+    text: bytes = cut.SerializeToString()
+    return text
