@@ -26,41 +26,46 @@ class Numbers:
     def __init__(self, layers: Iterable[ResidualLayer]) -> None:
         self.layers = list(layers)
         own = ResidualLayer.numbers_version
-        self._special = [layer for layer in self.layers if type(layer).numbers_version is not own]
+        self._special: list[ResidualLayer] = [layer for layer in self.layers if type(layer).numbers_version is not own]
         self.find()
 
     def find(self) -> None:
         """Look for the places anew, because modules may have been replaced."""
-        slots: list[Slot] = []
-        for layer in self.layers:
-            norms = layer.__dict__.get("_folded", ())
-            slots += [(module._parameters, key) for module in (*layer.modules(), *norms) for key in module._parameters]
-            slots.append((layer._buffers, "activation_norm"))
-            slots += [(norm._buffers, key) for norm in norms for key in ("running_mean", "running_var")]
-        self._slots = slots
-
-    def tensors(self) -> list[Tensor]:
-        """The tensors that lie there now."""
-        return [tensor for owner, key in self._slots if (tensor := owner.get(key)) is not None]
+        self._slots = [slot for layer in self.layers for slot in _slots_of(layer)]
+        self._stamped = [slot for layer in self.layers if layer not in self._special for slot in _slots_of(layer)]
 
     def version(self) -> Hashable:
         """Change whenever a tensor is written or replaced; values are not read.
 
-        What is written behind autograd's back (``.data``) is noticed where a backend overrides
-        `ResidualLayer.numbers_version`.
+        A backend that overrides `ResidualLayer.numbers_version` tells by itself, also what is written behind
+        autograd's back (``.data``); of other layers the stamps of their tensors are taken.
         """
-        tensors = self.tensors()
+        tensors = _tensors(self._stamped)
         special = tuple([layer.numbers_version() for layer in self._special])
         return tuple(map(Tensor.data_ptr, tensors)), _versions(tensors), special
 
     def checksum(self) -> int:
         """CRC-32 of the values, which says whether two models compute with the same."""
         found = 0
-        for tensor in self.tensors():
+        for tensor in _tensors(self._slots):
             if not tensor.is_meta:
                 values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 found = zlib.crc32(values.numpy().data, found)
         return found
+
+
+def _slots_of(layer: ResidualLayer) -> list[Slot]:
+    norms = layer.__dict__.get("_folded", ())
+    slots: list[Slot] = [
+        (module._parameters, key) for module in (*layer.modules(), *norms) for key in module._parameters
+    ]
+    slots.append((layer._buffers, "activation_norm"))
+    return slots + [(norm._buffers, key) for norm in norms for key in ("running_mean", "running_var")]
+
+
+def _tensors(slots: Iterable[Slot]) -> list[Tensor]:
+    """The tensors that lie there now."""
+    return [tensor for owner, key in slots if (tensor := owner.get(key)) is not None]
 
 
 def _versions(tensors: list[Tensor]) -> tuple[int, ...]:
