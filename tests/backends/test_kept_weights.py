@@ -1,4 +1,4 @@
-"""However a weight is written, and by whom, the next forward pass computes with it; within a stream nothing is made twice."""
+"""However a weight is written, the next forward pass computes with it; within a stream nothing is made twice."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_weights_made_by_hooks_and_parametrizations_are_seen(hooked: str, backen
     assert_equal(outside(model, frames)[:1], found[:1])
 
 
-# --- what it costs ------------------------------------------------------------------------------------------------------
+# --- what it costs --------------------------------------------------------------------------------------------------
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -129,7 +129,7 @@ def test_a_revert_that_fails_leaves_the_converted_model(
     assert_equal(play(model, X), expected)
 
 
-# --- hook-made weights and parametrizations -----------------------------------------------------------------------------
+# --- hook-made weights and parametrizations -------------------------------------------------------------------------
 
 HOOKS: dict[str, Callable[[nn.Module], object]] = {
     "prune": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
