@@ -126,10 +126,10 @@ def test_ranges_belong_to_the_numbers(backend: str) -> None:
 
 
 HOOKED: dict[str, Callable[[nn.Module], object]] = {
-    "weight_norm": lambda layer: parametrizations.weight_norm(layer),
-    "spectral_norm": lambda layer: parametrizations.spectral_norm(layer),
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
     "pruned": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
-    "old spectral_norm": lambda layer: nn.utils.spectral_norm(layer),
+    "old spectral_norm": nn.utils.spectral_norm,
 }
 
 

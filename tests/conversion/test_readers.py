@@ -1,4 +1,4 @@
-"""Who reads the output of a layer with a folded batch norm: this batch norm, or an error says that somebody else does."""
+"""Who reads the output of a layer with a folded batch norm: its batch norm, or an error says who else does."""
 
 from __future__ import annotations
 
