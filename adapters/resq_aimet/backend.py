@@ -54,9 +54,10 @@ def attach(module: nn.Module, settings: LayerSettings) -> None:
     """
     if "weight" not in module._parameters:
         msg = (
-            f"layer {settings.name} makes its weight in a hook (pruning, weight or spectral norm), for which AIMET has "
-            "no quantizer. Make it a Parameter: torch.nn.utils.prune.remove(layer, 'weight'), remove_weight_norm(layer) "
-            f"or remove_spectral_norm(layer); or write exclude=({settings.name!r},) or backend='torch'."
+            f"layer {settings.name} makes its weight in a hook (pruning, weight or spectral norm), for which AIMET "
+            "has no quantizer. Make it a Parameter: torch.nn.utils.prune.remove(layer, 'weight'), "
+            f"remove_weight_norm(layer) or remove_spectral_norm(layer); or write exclude=({settings.name!r},), or "
+            "backend='torch'."
         )
         raise ConversionError(msg)
     original = type(module)

@@ -151,7 +151,7 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
             return plain(self._weight_path(kind).weight), self.float_weight()[1]
         if self._is_foreign(kind):
             weight, bias = (self.weight, self.bias) if self.folded_norm is None else self.float_weight()
-            of_bias = self.param_quantizers["bias"] if "bias" in self.param_quantizers else None
+            of_bias = dict(self.param_quantizers).get("bias")
             return plain(quantizer(weight)), bias if bias is None or of_bias is None else plain(of_bias(bias))
         return super().quantized_weight(kind)
 

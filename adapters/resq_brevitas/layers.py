@@ -116,7 +116,7 @@ class BrevitasResidualLayer(TorchResidualLayer):
         return self if kind == "keyframe" or self.residual_path is None else self.residual_path
 
     def numbers(self) -> list[Tensor]:
-        """All tensors that weights and ranges are made of, those included that Brevitas makes when they are first used."""
+        """All tensors that weights and ranges are made of, also those that Brevitas makes when they are first used."""
         self.follow_weight()
         for kind in ("keyframe", "residual"):
             holder = self._weight_holder(kind)

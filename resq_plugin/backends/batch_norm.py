@@ -50,8 +50,9 @@ class FoldedNorm(nn.Module):
     def reset_running_stats(self) -> None:
         """Refuse: no forward pass would ever fill the statistics again."""
         msg = (
-            f"this {self._original.__name__} is folded into layer {self._source.settings.name}, so that its statistics "
-            "are constants which no forward pass computes; call resq_plugin.revert(model) before they are reset."
+            f"this {self._original.__name__} is folded into layer {self._source.settings.name}, so that its "
+            "statistics are constants which no forward pass computes; call resq_plugin.revert(model) before you reset "
+            "them."
         )
         raise FoldingError(msg)
 

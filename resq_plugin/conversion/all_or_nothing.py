@@ -39,7 +39,7 @@ def _refill(container: Any, before: Any) -> None:
 
 @contextmanager
 def all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Give every module of a model its class and attributes back when what is done inside fails, for whatever reason."""
+    """Give every module of a model its class and attributes back when what is done inside fails, whatever fails."""
     before = [_Remembered(module) for module in model.modules()]
     try:
         yield

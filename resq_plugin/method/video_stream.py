@@ -120,13 +120,13 @@ class Stream:
                 position = 0 if self._starts_interval(frame) else self.position + 1
                 with self._running(position, holder):
                     yield
+                if position <= 1:  # hosts make what they lack when a path first runs, e.g. scales of new weights
+                    self._conditions.remember(frame.device)
             self._demanded = False
             self.position, self.is_keyframe = position, position == 0
             self._count(position, len(frame) if frame.dim() else 1)
             if self.is_keyframe:
                 self._keyframe_input = frame.detach().clone()
-            if position <= 1:  # hosts make what they lack when a path first runs, e.g. scales of new weights
-                self._conditions.remember(frame.device)
         finally:
             self._lock.release()
 

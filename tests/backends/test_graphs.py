@@ -1,4 +1,4 @@
-"""`torch.compile`, `torch.jit.trace`, `torch.export` and plain ONNX export of converted models, and toolkits' own doors."""
+"""`torch.compile`, `torch.jit.trace`, `torch.export`, ONNX export of converted models, and the toolkits' own doors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However a weight is written, and by whom, the next forward pass computes with it; within a stream nothing is made twice."""
+"""However a weight is written, the next forward pass computes with it; within a stream nothing is made twice."""
 
 from __future__ import annotations
 
@@ -126,10 +126,10 @@ def test_ranges_belong_to_the_numbers(backend: str) -> None:
 
 
 HOOKED: dict[str, Callable[[nn.Module], object]] = {
-    "weight_norm": lambda layer: parametrizations.weight_norm(layer),
-    "spectral_norm": lambda layer: parametrizations.spectral_norm(layer),
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
     "pruned": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
-    "old spectral_norm": lambda layer: nn.utils.spectral_norm(layer),
+    "old spectral_norm": nn.utils.spectral_norm,
 }
 
 
@@ -149,7 +149,7 @@ def test_weights_made_by_hooks_and_parametrizations_are_seen(hooked: str, backen
     assert_equal(outside(model, frames)[:1], found[:1])
 
 
-# --- what it costs ------------------------------------------------------------------------------------------------------
+# --- what it costs --------------------------------------------------------------------------------------------------
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -141,7 +141,7 @@ def assert_same(found: Tensor, expected: Tensor, steps: float = 0.2) -> None:
     assert max_lsb(found, expected, step_of(expected)) < steps
 
 
-# --- any net, any backend, any tool -----------------------------------------------------------------------------------
+# --- any net, any backend, any tool ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -179,7 +179,7 @@ def test_update_bn_leaves_folded_statistics_alone(backend: str, blocks: tuple[Bl
             assert torch.equal(model(video(1)[0]), net(video(1)[0]))
 
 
-# --- tools that fuse --------------------------------------------------------------------------------------------------
+# --- tools that fuse ------------------------------------------------------------------------------------------------
 
 
 def pair(norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
@@ -218,7 +218,7 @@ def test_a_batch_norm_that_is_replaced_or_moved_says_so(backend: str) -> None:
         outputs(model)
 
 
-# --- statistics and checkpoints ---------------------------------------------------------------------------------------
+# --- statistics and checkpoints -------------------------------------------------------------------------------------
 
 
 def test_a_folded_batch_norm_is_no_batch_norm_to_any_test(backend: str) -> None:

@@ -1,4 +1,4 @@
-"""`convert` and `revert` do all of it or nothing, for every backend and whatever fails; what others added since stays."""
+"""`convert` and `revert` do all or nothing, for every backend and whatever fails; what others added since stays."""
 
 from __future__ import annotations
 
@@ -129,15 +129,15 @@ def test_a_revert_that_fails_leaves_the_converted_model(
     assert_equal(play(model, X), expected)
 
 
-# --- hook-made weights and parametrizations -----------------------------------------------------------------------------
+# --- hook-made weights and parametrizations -------------------------------------------------------------------------
 
 HOOKS: dict[str, Callable[[nn.Module], object]] = {
     "prune": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
-    "old weight_norm": lambda layer: nn.utils.weight_norm(layer),
-    "old spectral_norm": lambda layer: nn.utils.spectral_norm(layer),
+    "old weight_norm": nn.utils.weight_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
 }
 PARAMETRIZED: dict[str, Callable[[nn.Module], object]] = {
-    "weight_norm": lambda layer: parametrizations.weight_norm(layer),
+    "weight_norm": parametrizations.weight_norm,
     "spectral_norm": lambda layer: parametrizations.spectral_norm(layer).eval(),
     "own": lambda layer: parametrize.register_parametrization(layer, "weight", nn.Tanh(), unsafe=True),
     "two": lambda layer: [
@@ -194,7 +194,7 @@ def test_what_is_registered_on_a_converted_layer_stays_when_it_is_reverted(
         found, original = LAYERS[layer](reverted), LAYERS[layer](float_net)
         assert [kind.__name__ for kind in type(found).__mro__] == [kind.__name__ for kind in type(original).__mro__]
         assert list(reverted.state_dict()) == list(float_net.state_dict())
-        assert {key for key in vars(found)} == {key for key in vars(original)}
+        assert set(vars(found)) == set(vars(original))
         for frame, z in zip(X, expected, strict=True):
             with torch.no_grad():
                 assert max_lsb(reverted(frame), z, step_of(z)) < 0.2

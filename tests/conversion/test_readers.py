@@ -1,4 +1,4 @@
-"""Who reads the output of a layer whose batch norm is folded: its batch norm, or an error says that somebody else does."""
+"""Who reads the output of a layer with a folded batch norm: its batch norm, or an error says who else does."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_batch_norm_called_twice_on_one_output_stays_dense() -> None:
         assert_equal(outside(model, video(3)), outside(net, video(3)))
 
 
-# --- what may go on -----------------------------------------------------------------------------------------------------
+# --- what may go on -------------------------------------------------------------------------------------------------
 
 
 def test_the_shape_may_be_read() -> None:
