@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from resq_plugin.conversion import (
         convert,
         float_state_dict,
+        load,
         load_checkpoint,
         load_ranges,
         revert,
@@ -41,6 +42,7 @@ __all__ = [
     "dense_execution",
     "evaluate",
     "float_state_dict",
+    "load",
     "load_checkpoint",
     "load_ranges",
     "measure_cost",

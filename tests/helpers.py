@@ -33,8 +33,14 @@ def eq6(r_min: Tensor, r_max: Tensor, b: int) -> Tensor:
 
 
 def eq7(w: Tensor, b: int) -> Tensor:
-    """ŵ of the range min w, max w, one scale for the tensor."""
-    return eq1(w, eq6(w.min(), w.max(), b), b)
+    """ŵ of the range min w, max w, one scale for the tensor.
+
+    If w = min w is the largest in magnitude, w / s = -(2^b - 1) / 2 by Eq. 6: a tie, which half to even rounds to
+    -2^(b-1). Floats miss the tie by a rounding error to either side, so it is written out.
+    """
+    s = eq6(w.min(), w.max(), b)
+    is_tie = w / s <= -(2**b - 1) / 2 * (1 - 2**-20)
+    return torch.where(is_tie, -(2 ** (b - 1)) * s, eq1(w, s, b))
 
 
 def max_lsb(found: Tensor, expected: Tensor, lsb: float) -> float:

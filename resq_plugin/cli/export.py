@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.json:
         write_json(args.json, dataclasses.asdict(manifest))
     if args.frames is None:
-        console.print(_noise_warning(args.target))
+        console.print(_noise_warning(args.target), style="bold yellow", soft_wrap=True)
     console.print(
         f"{args.out}: {' and '.join(manifest.graphs)} of {config}, {len(manifest.layers)} layers, memory of a stream "
         f"{manifest.state_bytes / 1e6:.1f} MB in {len(manifest.caches)} tensors",
@@ -113,14 +113,14 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _noise_warning(target: str) -> str:
-    """Markup of what an export without frames is worth."""
+    """What an export without frames is worth."""
     what = "the golden clip is noise, so that resq verify shows nothing of your videos"
     if target == "htp":
         what = (
             "the HTP's ranges of additions, outputs and memory were found on noise and will not fit your videos: this "
             "export is good for trying the compiler, not for use"
         )
-    return f"[bold yellow]WARNING[/] no --frames: {what}. Give real, consecutive, normalised ones: --frames clip.npy."
+    return f"WARNING: no --frames: {what}. Give real, consecutive, normalised ones: --frames clip.npy."
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from resq_plugin.conversion.agreement import Disagreement, range_disagreement
 from resq_plugin.conversion.checkpoint import (
     checkpoint_config,
+    load,
     load_checkpoint,
     load_ranges,
     save_checkpoint,
@@ -25,6 +26,7 @@ __all__ = [
     "float_state_dict",
     "fold_batch_norms",
     "is_range_of",
+    "load",
     "load_checkpoint",
     "load_ranges",
     "match_state",

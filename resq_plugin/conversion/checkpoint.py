@@ -5,23 +5,25 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion.agreement import range_disagreement
-from resq_plugin.conversion.converter import float_state_dict
+from resq_plugin.conversion.converter import convert, float_state_dict, revert
 from resq_plugin.conversion.matching import is_range_of, match_state, unwrap_state
 from resq_plugin.conversion.reading import read_checkpoint
 from resq_plugin.errors import CheckpointError, ConfigError
 from resq_plugin.files import written
 from resq_plugin.method import ResidualLayer, residual_layers, scene_threshold, set_scene_threshold
 
-__all__ = ["checkpoint_config", "load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
+__all__ = ["checkpoint_config", "load", "load_checkpoint", "load_ranges", "save_checkpoint", "save_ranges"]
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nn.Module)
 
 FORMAT_VERSION = 1
 
@@ -89,16 +91,43 @@ def load_ranges(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def checkpoint_config(path: str | os.PathLike[str]) -> ResQConfig:
-    """The configuration that a file of `save_checkpoint` or `save_ranges` was written with.
+    """The configuration that ranges in a file were found with: of `save_checkpoint`, `save_ranges` or MMEngine's hook.
 
     Raises:
         CheckpointError: the file is missing, truncated or of something else.
     """
-    values = _read(path)
-    if values.get("format") != "resq-plugin":
-        msg = f"{path} was not written by resq_plugin.save_checkpoint(model, path), so it has no configuration."
+    config = _settings_of(_read(path), path)
+    if config is None:
+        msg = (
+            f"{path} holds no ranges and no configuration of them; write it with resq_plugin.save_checkpoint(model, "
+            "path), resq compare or resq eval --work-dir DIR. A float checkpoint goes into a converted model: "
+            "load_checkpoint(model, path)."
+        )
         raise CheckpointError(msg)
-    return ResQConfig.from_dict(values["config"])
+    return config
+
+
+def load(path: str | os.PathLike[str], model: M) -> M:
+    """Convert a float model by the configuration that a calibrated file holds, and load weights and ranges.
+
+    Args:
+        path: of `save_checkpoint`, `resq_plugin.compare`, ``resq eval`` or MMEngine's hook.
+        model: the float model, in place.
+
+    Returns:
+        The same model, calibrated.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, holds no configuration or does not fit; the model is float.
+        ConversionError: the model is converted already.
+    """
+    convert(model, checkpoint_config(path))
+    try:
+        load_checkpoint(model, path)
+    except Exception:
+        revert(model)
+        raise
+    return model
 
 
 def _write(values: dict[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> None:

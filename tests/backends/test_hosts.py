@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ZOO, assert_equal, build, eq1, eq6, play, seeded, video
+from helpers import ZOO, assert_equal, build, eq7, play, seeded, video
 from torch import Tensor, nn
 
 from resq_plugin import (
@@ -94,8 +94,8 @@ def test_one_and_three_dimensions_equal_the_torch_backends(dims: int, backend: s
 def test_weights_are_quantized_by_equations_6_and_7(calibrated: Make) -> None:
     layer = calibrated("unet", weights="tensor").blocks[1]
     weight = layer.weight.detach()
-    assert torch.equal(layer.weight_of("residual"), eq1(weight, eq6(weight.min(), weight.max(), 4), 4))
-    assert torch.equal(layer.weight_of("keyframe"), eq1(weight, eq6(weight.min(), weight.max(), 8), 8))
+    assert torch.equal(layer.weight_of("residual"), eq7(weight, 4))
+    assert torch.equal(layer.weight_of("keyframe"), eq7(weight, 8))
 
 
 def test_interval_of_one_is_frame_quantization_and_a_repeated_frame_changes_nothing(zoo: str, backend: str) -> None:

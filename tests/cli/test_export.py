@@ -158,7 +158,10 @@ def test_the_users_mistakes_get_one_line(
     np.save(tmp_path / "double.npy", np.zeros((2, 3, *SHAPE)))
     torch.save({"state_dict": {}}, tmp_path / "float.pth")
     for wrong, text in [
-        ((tmp_path / "float.pth", clip), "was not written by resq_plugin.save_checkpoint"),
+        (
+            (tmp_path / "float.pth", clip),
+            "holds no ranges and no configuration of them; write it with resq_plugin.save_checkpoint",
+        ),
         ((tmp_path / "none.pth", clip), "does not exist"),
         ((checkpoint, tmp_path / "double.npy"), "write frames (T, 3, 64, 128) float32"),
         ((checkpoint, tmp_path / "none.npy"), "cannot read"),

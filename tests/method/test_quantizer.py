@@ -17,6 +17,7 @@ from resq_plugin.method.quantizer import (
     SMALLEST_SCALE,
     UniformQuantizer,
     fake_quantize,
+    fake_quantize_weight,
     integer_range,
     quantize_to_integers,
     scale_from_range,
@@ -122,7 +123,7 @@ def test_is_equation_6(low: float, high: float, bits: int) -> None:
 @given(values=VALUES, bits=BITS)
 def test_is_equation_7(values: list[float], bits: int) -> None:
     weight = torch.tensor([*values, 1.0])
-    assert torch.equal(fake_quantize(weight, weight_scale(weight, bits), bits), eq7(weight, bits))
+    assert torch.equal(fake_quantize_weight(weight, weight_scale(weight, bits), bits), eq7(weight, bits))
 
 
 # --- properties -----------------------------------------------------------------------------------------------------
