@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from resq_plugin import ResQConfig, calibrate, convert, revert, stream
+from resq_plugin.backends import FoldedNorm
 from resq_plugin.errors import StreamError
 from resq_plugin.method import Stream, residual_layers
 from resq_plugin.method.numbers import Numbers
@@ -45,7 +46,7 @@ def pointed(model: nn.Module) -> None:
 
 
 def norm_learned(model: nn.Module) -> None:
-    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    norm = next(module for module in model.modules() if isinstance(module, FoldedNorm))
     norm.running_mean.add_(0.1)
 
 
