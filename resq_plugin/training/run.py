@@ -13,9 +13,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from resq_plugin.errors import CheckpointError, ConfigError, TrainingError
+from resq_plugin.errors import CheckpointError, TrainingError
 from resq_plugin.method import residual_layers
 from resq_plugin.training.batch import split, stack
 from resq_plugin.training.frozen import float_teacher, freeze_batch_norms
@@ -24,7 +23,7 @@ from resq_plugin.training.order import interval_of
 from resq_plugin.training.progress import read_progress, write_progress
 from resq_plugin.training.ranges import check_ranges, parameter_groups, prepare_ranges, scale_gradients
 from resq_plugin.training.settings import TrainConfig
-from resq_plugin.training.unroll import one_step
+from resq_plugin.training.unroll import one_step, refuse_sharded
 
 __all__ = ["Optimizer", "Run", "TrainResult"]
 
@@ -59,13 +58,7 @@ class Run:
         optimizer: Optimizer,
         folder: Path | None,
     ) -> None:
-        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-            msg = (
-                "train does not take a model of sharded parameters (fully_shard): its checkpoints and averages are of "
-                "whole ones. Use DistributedDataParallel by starting several processes, or your own loop around "
-                "resq_plugin.training.unroll, which works on sharded models."
-            )
-            raise ConfigError(msg)
+        refuse_sharded(model)
         self.model, self.config, self.folder = model, config, folder
         self.rank, self.world = 0, 1
         if dist.is_available() and dist.is_initialized():

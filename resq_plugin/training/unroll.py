@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from resq_plugin.backends import TorchResidualLayer, sharing_weights
+from resq_plugin.errors import ConfigError
 from resq_plugin.method import residual_layers, stream
 
-__all__ = ["one_step", "unroll"]
+__all__ = ["one_step", "refuse_sharded", "unroll"]
 
 
 def unroll(
@@ -33,7 +35,11 @@ def unroll(
         truncate: let no gradient flow from a frame into an earlier one.
         checkpointing: keep the inputs of each frame only, and compute the frame again in the backward pass.
         shares: is given the share of pixels per bit width of each layer with a dynamic pool at the end.
+
+    Raises:
+        ConfigError: the parameters are sharded.
     """
+    refuse_sharded(model)
 
     def plain(_: int, frame: Tensor) -> Any:
         return model(frame)
@@ -51,6 +57,21 @@ def unroll(
             yield output
         if shares is not None:
             shares.update(video.bit_shares())
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Refuse a model whose parameters are sharded.
+
+    Raises:
+        ConfigError: `torch.distributed.fsdp.fully_shard` was applied.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        msg = (
+            f"{type(model).__name__} has sharded parameters (fully_shard). FSDP2 puts other tensors in their place at "
+            "the first forward pass, which a stream takes for a change of the weights within an interval, and it "
+            "shards no scalar, as scales are; use DistributedDataParallel: start train(...) in several processes."
+        )
+        raise ConfigError(msg)
 
 
 @contextmanager

@@ -62,19 +62,13 @@ model = tiny(sys.argv[2])
 mesh = torch.distributed.init_device_mesh("cpu", (2,))
 scales = {parameter for parameter in model.parameters() if parameter.dim() == 0}  # which FSDP2 cannot shard
 fully_shard(model, mesh=mesh, ignored_params=scales)
-losses, optimizer = [], torch.optim.SGD(model.parameters(), lr=0.05)
-for _ in range(3):
-    optimizer.zero_grad()
-    loss = interval_loss(model)
-    loss.backward()
-    optimizer.step()
-    losses.append(float(loss.detach()))
-refused = ""
-try:
-    train(model, [], None, TrainConfig())
-except ConfigError as error:
-    refused = str(error)
-write({"losses": losses, "refused": refused})
+refused = []
+for attempt in (lambda: interval_loss(model), lambda: train(model, [], None, TrainConfig())):
+    try:
+        attempt()
+    except ConfigError as error:
+        refused.append(str(error))
+write({"refused": refused})
 """
 )
 
@@ -111,19 +105,10 @@ def test_two_processes_are_one_with_the_doubled_batch(precision: str, accumulate
     assert torch.load(tmp_path / "run" / "training.pt", weights_only=True)["step"] == 5
 
 
-def test_sharded_parameters_unroll_and_the_trainer_says_why_not(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    model = tiny("W4A4->W3A3")
-    optimizer, expected = torch.optim.SGD(model.parameters(), lr=0.05), []
-    for _ in range(3):
-        optimizer.zero_grad()
-        loss = interval_loss(model)
-        loss.backward()
-        optimizer.step()
-        expected.append(float(loss.detach()))
+def test_sharded_parameters_are_refused_with_the_reason(tmp_path: Path) -> None:
     for found in run_ranks(FSDP, tmp_path, "W4A4->W3A3"):
-        assert found["losses"] == pytest.approx(expected, abs=1e-4)
-        assert "sharded parameters (fully_shard)" in found["refused"]
+        assert len(found["refused"]) == 2
+        assert all("sharded parameters (fully_shard). FSDP2 puts other tensors" in said for said in found["refused"])
 
 
 def run_ranks(script: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
