@@ -17,6 +17,7 @@ __all__ = [
     "ReportError",
     "ResQError",
     "StreamError",
+    "TrainingError",
     "VideoError",
     "nearest",
 ]
@@ -67,6 +68,10 @@ class MissingExtraError(ResQError, ImportError):
 
 class ReportError(ResQError, ValueError):
     """A figure or report cannot be made of these values, or not be written there."""
+
+
+class TrainingError(ResQError, RuntimeError):
+    """Training cannot go on: a loss or scale is no use any more. The last good checkpoint is kept."""
 
 
 class VideoError(ResQError, ValueError):

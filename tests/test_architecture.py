@@ -20,6 +20,7 @@ LEVELS = (
     ("backends",),
     ("conversion", "cost", "evaluation"),
     ("calibration",),
+    ("training",),
     ("report",),
     ("comparison",),
     ("export", "demo"),

@@ -17,7 +17,7 @@ from resq_aimet.hosted import HostedLayer
 from resq_aimet.pool import PixelPool
 from resq_aimet.quantizers import ActivationView, NoQuantizer, new_quantizer
 from resq_plugin.backends import TorchResidualLayer
-from resq_plugin.method import LayerSettings, ResidualLayer, Workspace, weight_range
+from resq_plugin.method import LayerSettings, ResidualLayer, TrainableRange, Workspace, weight_range
 
 __all__ = ["AimetResidualLayer"]
 
@@ -183,6 +183,22 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
             half = torch.maximum(high, -low).reshape(quantizer.shape)
             quantizer.set_range(-half, half)
 
+    def learn_weight_scales(self) -> None:
+        """Do nothing: AIMET's ranges of weights are Parameters from the start."""
+
+    def range_parameters(self) -> dict[str, TrainableRange]:
+        """Minimum and maximum of AIMET's quantizers, but of none that AIMET holds frozen."""
+        found = {
+            f"{name}.activation": _trainable(view.quantizer)
+            for name, view in self.activation_quantizers().items()
+            if isinstance(view, ActivationView)
+        }
+        for kind in ("keyframe",) if self.settings.residual is None else ("keyframe", "residual"):
+            quantizer = self._weight_quantizer(kind)
+            if quantizer is not None and quantizer.is_overwrite_allowed():
+                found[f"{kind}.weight"] = _trainable(quantizer)
+        return found
+
     # --- what runs -----------------------------------------------------------------------------------------------
 
     def forward(self, input: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -212,3 +228,14 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
         if any(is_observing(quantizer) for quantizer in holders):
             return self.residual_pool(x.clone() if reference is None else x - reference), None
         return super().quantize_residual(x, reference, workspace)
+
+
+def _trainable(quantizer: QuantizerBase) -> TrainableRange:
+    def scale() -> Tensor:
+        if not quantizer.is_initialized():
+            return torch.zeros(())
+        # Not get_scale(), which hides a range that has collapsed.
+        span: Tensor = quantizer.max.detach() - quantizer.min.detach()
+        return span / (2**quantizer.bitwidth - 1)
+
+    return TrainableRange(tuple(quantizer.parameters()), int(quantizer.bitwidth), scale)

@@ -21,13 +21,14 @@ from resq_brevitas._compat import (
     knows_weight,
     plain,
     remake,
+    scaling_of,
 )
 from resq_brevitas.quantizers import settle
 from resq_brevitas.residual_path import ResidualPath
 from resq_brevitas.views import ZERO_BITS, ActivationView
 from resq_plugin.backends import TorchResidualLayer
 from resq_plugin.errors import ConversionError, StreamError
-from resq_plugin.method import KeptNumbers, LayerSettings, ResidualLayer, Workspace
+from resq_plugin.method import KeptNumbers, LayerSettings, ResidualLayer, TrainableRange, Workspace
 
 __all__ = ["BrevitasResidualLayer"]
 
@@ -152,6 +153,19 @@ class BrevitasResidualLayer(TorchResidualLayer):
             for kind in ("keyframe", "residual"):
                 self._weight_holder(kind).quant_weight()
 
+    def learn_weight_scales(self) -> None:
+        """Do nothing: a Brevitas quantizer of weights has a Parameter from the start, or none by its own design."""
+
+    def range_parameters(self) -> dict[str, TrainableRange]:
+        """The ranges that Brevitas learns; quantizers whose scale is a statistic have none."""
+        found = {}
+        for name, view in self.activation_quantizers().items():
+            if isinstance(view, ActivationView):
+                found[f"{name}.activation"] = _trainable(view.proxy, view.bits)
+        for kind in ("keyframe",) if self.residual_path is None else ("keyframe", "residual"):
+            found[f"{kind}.weight"] = _trainable(self._weight_holder(kind).weight_quant, self._weight_bits(kind))
+        return {name: trainable for name, trainable in found.items() if trainable.parameters}
+
     # --- what Brevitas reads -------------------------------------------------------------------------------------
 
     def quant_weight(self, quant_input: Any = None, subtensor_slice_list: Any = None) -> Any:
@@ -248,3 +262,12 @@ def _forgive_absent(layer: nn.Module, incompatible: Any) -> None:
     absent = layer.__dict__["_absent"]
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.startswith(absent or ("\0",))]
     layer.__dict__["_absent"] = ()
+
+
+def _trainable(proxy: Any, bits: int) -> TrainableRange:
+    """A range as Brevitas learns it: the Parameter is that of the end of the range, from which the scale is made."""
+
+    def scale() -> Tensor:
+        return torch.zeros(()) if not is_initialized(proxy) else scaling_of(proxy).value.detach()
+
+    return TrainableRange(tuple(proxy.parameters()), bits, scale)

@@ -58,6 +58,13 @@ class ResQHook(Hook):
     ``resq/gbops_residual`` (10⁹ bit operations) and ``resq/state_mb`` (10⁶ bytes). With the schedule ``scene_change``
     they are of the frames that ran; what did not occur is NaN.
 
+    While a `ResQModel` is trained, MMEngine's visualizer backends (TensorBoard, WandB, local files) get the scale of
+    every trained quantizer as ``resq/scale/<layer>/<name>`` and the share of pixels per bit width of a dynamic pool as
+    ``resq/bits/<layer>/<bits>``, beside the losses.
+
+    Args:
+        scalars_every: iterations from one such report to the next; 0 switches it off.
+
     Attributes:
         evaluation: the same as a core `Evaluation`, after a test or validation.
         cost: `Cost` of the model on the frames that were evaluated.
@@ -65,7 +72,8 @@ class ResQHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self) -> None:
+    def __init__(self, scalars_every: int = 50) -> None:
+        self.scalars_every = scalars_every
         self.settings: Settings | None = None
         self.evaluation: Evaluation | None = None
         self.cost: Cost | None = None
@@ -137,8 +145,9 @@ class ResQHook(Hook):
             )
             raise ConfigError(msg)
         model.check_training_data(loop.dataloader)
-        sampler = loop.dataloader.batch_sampler.sampler
-        sampler.configure(self._settings.config.interval)
+        sampler = getattr(loop.dataloader.batch_sampler, "sampler", None)
+        if isinstance(sampler, ClipSampler):
+            sampler.configure(self._settings.config.interval)
 
     @property
     def _settings(self) -> Settings:
@@ -187,6 +196,23 @@ class ResQHook(Hook):
         """Calibrate before the first iteration: training starts from the ranges of PTQ (§5)."""
         if self.settings is not None and self._calibrate(runner):
             _synchronize_average(runner)
+        model = _unwrap(runner.model)
+        if isinstance(model, ResQModel):
+            model.start_training()
+
+    def after_train_iter(
+        self,
+        runner: Any,
+        batch_idx: int,  # noqa: ARG002
+        data_batch: Any = None,  # noqa: ARG002
+        outputs: Any = None,  # noqa: ARG002
+    ) -> None:
+        """Report scales and bit shares of training."""
+        model = _unwrap(runner.model)
+        if not isinstance(model, ResQModel) or not self.scalars_every:
+            return
+        if (runner.iter + 1) % self.scalars_every == 0 and is_main_process():
+            runner.visualizer.add_scalars(model.scalars(), step=runner.iter + 1)
 
     def before_val_epoch(self, runner: Any) -> None:
         """Evaluate as video."""

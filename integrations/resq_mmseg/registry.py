@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ["DATASETS", "MODELS"]
+__all__ = ["DATASETS", "MODELS", "TRANSFORMS"]
 
 DATASETS = Registry(
     "dataset",
@@ -15,3 +16,6 @@ DATASETS = Registry(
     locations=["resq_mmseg.cityscapes", "resq_mmseg.camvid", "resq_mmseg.frame_folder"],
 )
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="resq_mmseg", locations=["resq_mmseg.ddrnet39"])
+TRANSFORMS = Registry(
+    "transform", parent=MMENGINE_TRANSFORMS, scope="resq_mmseg", locations=["resq_mmseg.random_camera"]
+)

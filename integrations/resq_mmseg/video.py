@@ -38,14 +38,16 @@ class SegmentationVideo(VideoDataset, BaseSegDataset):
     Args:
         pseudo_label_dir: folder with a label map ``{frame name}.png`` for every frame that has no label, made by
             ``python -m resq_mmseg.pseudo_labels`` (§5.2); below ``data_root`` unless absolute.
+        still_frames: T; every labelled picture is shown as a clip of so many frames, to train on stills with
+            `resq_mmseg.RandomCamera`. What lies between them is not used.
         kwargs: those of MMSeg's ``BaseSegDataset``.
 
     Raises:
         DatasetError: no frame is found, or files are missing.
     """
 
-    def __init__(self, *, pseudo_label_dir: str | None = None, **kwargs: Any) -> None:
-        self.pseudo_label_dir = None
+    def __init__(self, *, pseudo_label_dir: str | None = None, still_frames: int | None = None, **kwargs: Any) -> None:
+        self.pseudo_label_dir, self.still_frames = None, still_frames
         if pseudo_label_dir is not None:
             self.pseudo_label_dir = Path(kwargs.get("data_root") or ".") / pseudo_label_dir
         super().__init__(**kwargs)
@@ -65,6 +67,13 @@ class SegmentationVideo(VideoDataset, BaseSegDataset):
             made = [info["seg_map_path"] for info, frame in zip(infos, frames, strict=True) if frame.label is None]
             hint = "Make them with `python -m resq_mmseg.pseudo_labels CONFIG CHECKPOINT --out DIR`."
             require_files(made, "pseudo-labels", hint)
+        if self.still_frames is not None:
+            infos = [
+                info | {"clip_id": f"{info['clip_id']}/{info['frame_name']}", "frame_index": position}
+                for info in infos
+                if info["labelled"]
+                for position in range(self.still_frames)
+            ]
         return infos
 
     def _info(self, frame: SegmentationFrame) -> dict:

@@ -62,6 +62,8 @@ def quantize_difference(
     delta = x if reference is None else torch.sub(x, reference, out=difference)
     if threshold is None:
         return fake_quantize(delta, scales[0], bits[0], out=difference), None
+    if torch.is_grad_enabled() and (delta.requires_grad or any(scale.requires_grad for scale in scales)):
+        return _choose_and_quantize(delta, scales, bits, threshold, policy, channel_dim)
     integers = [
         None if width == 0 else quantize_to_integers(delta, scale, width, out=out)
         for scale, width, out in zip(scales, bits, room[1:], strict=True)
@@ -73,6 +75,34 @@ def quantize_difference(
         ]
         choice = choose(errors, threshold)
     return mix(integers, scales, choice, channel_dim, inplace=found is not None), choice
+
+
+def _choose_and_quantize(
+    delta: Tensor,
+    scales: Sequence[Tensor],
+    bits: Sequence[int],
+    threshold: Tensor,
+    policy: PolicyConfig,
+    channel_dim: int,
+) -> tuple[Tensor, Tensor]:
+    """The same with gradients: those of a pixel are the ones of the quantizer it got, none for 0 bits."""
+    candidates = [
+        fake_quantize(delta, scale, width) if width else None for scale, width in zip(scales, bits, strict=True)
+    ]
+    with torch.no_grad():
+        one = torch.ones((), dtype=delta.dtype, device=delta.device)
+        errors = [share_error(error_map(delta, candidate, one, channel_dim), policy) for candidate in candidates]
+        choice = choose(errors, threshold)
+    chosen = None
+    for index, candidate in enumerate(candidates):
+        if candidate is not None:
+            here = (choice == index).unsqueeze(channel_dim)
+            rest = torch.zeros((), dtype=delta.dtype, device=delta.device) if chosen is None else chosen
+            chosen = torch.where(here, candidate, rest)
+    if chosen is None:
+        msg = "a pool needs a quantizer of more than 0 bits to mix"
+        raise ValueError(msg)
+    return chosen, choice
 
 
 @cache

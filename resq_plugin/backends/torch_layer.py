@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from resq_plugin.backends.batch_norm import FoldedNorm, fold_factors, unfold
 from resq_plugin.backends.elementwise import compiled, quantize_difference
 from resq_plugin.backends.folded_output import hand_over
+from resq_plugin.backends.shared_weights import shared_weight
 from resq_plugin.method import (
     ActivationQuantizer,
     KeptNumbers,
     LayerSettings,
     ResidualLayer,
+    TrainableRange,
     UniformQuantizer,
     Workspace,
     compare_numbers,
@@ -26,6 +28,17 @@ from resq_plugin.method import (
 )
 
 __all__ = ["TorchResidualLayer"]
+
+PATHS = ("keyframe", "residual")
+
+
+def _key(kind: str) -> str:
+    """Parameter of a layer once its scales of weights are learned; None, in no state dict, while Eq. 7 gives them."""
+    return f"{kind}_weight_scale"
+
+
+def _value(parameter: nn.Parameter) -> Callable[[], Tensor]:
+    return parameter.detach
 
 
 class TorchResidualLayer(ResidualLayer):
@@ -40,17 +53,21 @@ class TorchResidualLayer(ResidualLayer):
     residual_quantizers: nn.ModuleList
     activation_norm: Tensor
     kept: KeptNumbers
+    _stale_scales: set[str]
+    """Paths whose learned scales of weights are to be those of Eq. 7 at their next use."""
     channel_dim = 1
     weight_channel_dims: tuple[int, ...] = (0,)
 
     def prepare(self, settings: LayerSettings) -> None:
         """Add what every backend needs beside its quantizers. The Parameters of the layer are not touched."""
-        self.__dict__.update(settings=settings, _folded=[], kept=KeptNumbers())
+        self.__dict__.update(settings=settings, _folded=[], kept=KeptNumbers(), _stale_scales=set())
         self.register_buffer("activation_norm", torch.ones((), device=self.weight.device))
 
     def setup(self, settings: LayerSettings) -> None:
         """Add the quantizers."""
         self.prepare(settings)
+        for kind in PATHS:
+            self.register_parameter(_key(kind), None)
         device, owner = self.weight.device, f"layer {settings.name}"
         keyframe_bits = settings.keyframe.pool[-1]
         self.keyframe_quantizer = UniformQuantizer(keyframe_bits, owner=f"{owner} (keyframe)", device=device)
@@ -63,7 +80,9 @@ class TorchResidualLayer(ResidualLayer):
         for norm in self._folded:
             unfold(norm)
         del self.activation_norm
-        for key in ("settings", "_folded", "kept"):
+        for kind in PATHS:
+            self._parameters.pop(_key(kind), None)
+        for key in ("settings", "_folded", "kept", "_stale_scales"):
             self.__dict__.pop(key)
 
     def grouped(self, weight: Tensor) -> Tensor:
@@ -87,7 +106,17 @@ class TorchResidualLayer(ResidualLayer):
         return (self.grouped(self.weight) * factor.view(shape)).view_as(self.weight), bias
 
     def weight_scale(self, kind: str, view: Tensor) -> Tensor:
-        """Scale of a path's weight by Eq. 6 and 7, broadcastable to ``view``, the `grouped` float weight."""
+        """Scale of a path's weight, broadcastable to ``view``, the `grouped` float weight: learned, or by Eq. 6, 7."""
+        learned: Tensor | None = self._parameters.get(_key(kind))
+        if learned is not None:
+            if kind in self._stale_scales:  # a checkpoint without them brought other weights
+                with torch.no_grad():
+                    learned.copy_(self._scale_of_range(kind, view))
+                self._stale_scales.discard(kind)
+            return learned
+        return self._scale_of_range(kind, view)
+
+    def _scale_of_range(self, kind: str, view: Tensor) -> Tensor:
         channel_dims = self.weight_channel_dims if self.settings.config.weights == "channel" else ()
         return weight_scale(view, self._weight_bits(kind), channel_dims)
 
@@ -96,7 +125,7 @@ class TorchResidualLayer(ResidualLayer):
         return (precision or self.settings.keyframe).weight
 
     def quantized_weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
-        """ŵ = q(w; Eq. 6 and 7) of the ``keyframe`` or ``residual`` path, and the float bias."""
+        """ŵ = q(w; Φ_w) of the ``keyframe``, q(w; Θ_w) of the ``residual`` path, and the float bias."""
         weight, bias = self.float_weight()
         view = self.grouped(weight)
         return fake_quantize_weight(view, self.weight_scale(kind, view), self._weight_bits(kind)).view_as(weight), bias
@@ -130,6 +159,9 @@ class TorchResidualLayer(ResidualLayer):
 
     def _weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
         """Weight of a path and bias; within a frame of a stream they may have been made in a former frame."""
+        shared = shared_weight(self, kind)
+        if shared is not None:
+            return shared
         is_own = kind == "float" and self.folded_norm is None
         if is_own or not self._may_keep():
             return self.float_weight() if kind == "float" else self.quantized_weight(kind)
@@ -145,6 +177,45 @@ class TorchResidualLayer(ResidualLayer):
         if not numbers_are_settled() or self._forward_pre_hooks or "weight" not in self._parameters:
             return False
         return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.numbers()))
+
+    @torch.no_grad()
+    def learn_weight_scales(self) -> None:
+        """Make the scales of weights Parameters, starting from those of Eq. 6 and 7; what is learned already stays."""
+        view = self.grouped(self.float_weight()[0])
+        for kind in ("keyframe",) if self.settings.residual is None else ("keyframe", "residual"):
+            if _key(kind) in self._parameters and self._parameters[_key(kind)] is None:
+                self.register_parameter(_key(kind), nn.Parameter(self._scale_of_range(kind, view).clone()))
+
+    def calibrate_weights(self) -> None:
+        """Start learned scales of weights anew from Eq. 6 and 7."""
+        self.kept = KeptNumbers()
+        self._stale_scales.update(kind for kind in PATHS if self._parameters.get(_key(kind)) is not None)
+        self._settle_scales()
+
+    @torch.no_grad()
+    def _settle_scales(self) -> None:
+        for kind in tuple(self._stale_scales):
+            self.weight_scale(kind, self.grouped(self.float_weight()[0]))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._settle_scales()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def range_parameters(self) -> dict[str, TrainableRange]:
+        """Scales of activations, and those of weights that are learned."""
+        found = {
+            f"{name}.activation": TrainableRange((quantizer.scale,), quantizer.bits, _value(quantizer.scale))
+            for name, quantizer in self._own_quantizers().items()
+            if quantizer.bits
+        }
+        for kind in PATHS:
+            parameter = self._parameters.get(_key(kind))
+            if parameter is not None:
+                found[f"{kind}.weight"] = TrainableRange((parameter,), self._weight_bits(kind), _value(parameter))
+        return found
+
+    def _own_quantizers(self) -> dict[str, UniformQuantizer]:
+        return cast(dict[str, UniformQuantizer], self.activation_quantizers())
 
     def weight_of(self, kind: str) -> Tensor:
         """The weight of one path: ``float``, ``keyframe`` or ``residual``."""
@@ -213,8 +284,20 @@ class TorchResidualLayer(ResidualLayer):
     ) -> None:
         self.kept = KeptNumbers()
         own = {key: value for key, value in self.state_dict().items() if key.split(".")[0] in self.own_state}
+        absent = [kind for kind in PATHS if self._parameters.get(_key(kind)) is not None]
+        absent = [kind for kind in absent if prefix + _key(kind) not in state_dict]
         if not any(prefix + key in state_dict for key in own):  # a float checkpoint
             state_dict.update({prefix + key: value for key, value in own.items()})
+        for kind in PATHS:
+            learned, ours = state_dict.get(prefix + _key(kind)), self._parameters.get(_key(kind))
+            if kind in absent:  # they follow the weights that come
+                self._stale_scales.add(kind)
+                state_dict.setdefault(prefix + _key(kind), ours)
+            elif learned is not None:
+                self._stale_scales.discard(kind)
+                if ours is None and _key(kind) in self._parameters:
+                    fresh = torch.ones_like(learned, device=self.weight.device)
+                    self.register_parameter(_key(kind), nn.Parameter(fresh))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -24,6 +24,7 @@ __all__ = [
     "Executor",
     "LayerSettings",
     "ResidualLayer",
+    "TrainableRange",
     "active_executor",
     "dense_execution",
     "executing",
@@ -71,6 +72,21 @@ class ActivationQuantizer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TrainableRange:
+    """The range of one quantizer, for who trains it.
+
+    Attributes:
+        parameters: what makes it, e.g. one scale: (), or one value per channel.
+        bits: b of the grid.
+        scale: returns the scale s that they make now, without a graph.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    bits: int
+    scale: Callable[[], Tensor]
+
+
 class ResidualLayer(nn.Module):
     """One linear operation with two quantized paths, Eq. 5.
 
@@ -80,7 +96,10 @@ class ResidualLayer(nn.Module):
     """
 
     settings: LayerSettings
-    own_state: tuple[str, ...] = ("keyframe_quantizer", "residual_quantizers", "activation_norm")
+    own_state: tuple[str, ...] = (
+        *("keyframe_quantizer", "residual_quantizers", "activation_norm"),
+        *("keyframe_weight_scale", "residual_weight_scale"),
+    )
     """What conversion adds to the layer's state dict: first parts of keys."""
     channel_dim: int
     """Dimension of the input channels of ``x``: 1 in (N, C, H, W), -1 in (N, *, C)."""
@@ -135,6 +154,13 @@ class ResidualLayer(nn.Module):
 
     def calibrate_weights(self) -> None:
         """Set the weight ranges by Eq. 7, in a backend that stores them; `calibrate` calls it before its search."""
+
+    def learn_weight_scales(self) -> None:
+        """Make the ranges of weights Parameters, where they are none yet."""
+
+    def range_parameters(self) -> dict[str, TrainableRange]:
+        """Ranges that are made of Parameters, by path and then ``activation`` or ``weight``; QAT may train them."""
+        return {}
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """Φ_a as ``keyframe`` and the pool of Θ_a as ``residual.0``, ``residual.1``, ..., low to high bit width."""

@@ -46,6 +46,35 @@ class _RoundStraightThrough(torch.autograd.Function):
         return grads[0]
 
 
+class _FakeQuantize(torch.autograd.Function):
+    """Eq. 1 in one piece: as many gradients as step by step, but only ``x`` is kept for them.
+
+    Training runs this for every layer and frame, and what is kept is most of its memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.grid = low, high
+        scale = scale.to(x.dtype)
+        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, scale = ctx.saved_tensors
+        (grad,), (low, high) = grads, ctx.grid
+        steps = torch.div(x, scale.to(x.dtype))
+        rounded = steps.round()
+        integers = rounded.clamp(low, high)
+        inside = rounded == integers
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            # d(s q)/ds is q outside of the grid, whose ends belong to it, and q - x/s inside.
+            slope = torch.addcmul(integers, steps, inside.to(steps.dtype), value=-1).mul_(grad)
+            grad_scale = slope.sum_to_size(scale.shape).to(scale.dtype)
+        return (grad * inside if ctx.needs_input_grad[0] else None), grad_scale, None, None
+
+
 def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
     """Return the lowest and highest integer of the grid of Eq. 1.
 
@@ -117,6 +146,9 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, *, signed: bool = True, o
     """
     if x.dtype in HALF_TYPES:
         return fake_quantize(x.float(), scale, bits, signed=signed).to(x.dtype)
+    if bits and torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        quantized: Tensor = _FakeQuantize.apply(x, scale, *integer_range(bits, signed=signed))
+        return quantized
     integers = quantize_to_integers(x, scale, bits, signed=signed, out=out)
     scale = scale.to(x.dtype)
     return integers * scale if integers.requires_grad else integers.mul_(scale)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any
@@ -86,10 +87,15 @@ class _Replay(LoggedExecutor):
 
 
 def _repeating(function: Callable[..., Any], log: list[PastCall]) -> Callable[..., Any]:
-    @wraps(function, assigned=(), updated=())
-    def repeat(*args: Any, **kwargs: Any) -> Any:
+    context = copy_context()  # what held in the frame, such as shared weights, holds again, whatever thread it is
+
+    def inside(*args: Any, **kwargs: Any) -> Any:
         with executing(_Replay(log)), following_checkpoints():
             return function(*args, **kwargs)
+
+    @wraps(function, assigned=(), updated=())
+    def repeat(*args: Any, **kwargs: Any) -> Any:
+        return context.copy().run(inside, *args, **kwargs)
 
     return repeat
 

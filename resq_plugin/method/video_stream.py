@@ -40,7 +40,14 @@ class Stream:
         is_keyframe: whether the last frame was a keyframe.
     """
 
-    def __init__(self, model: nn.Module, *, interval: int | None = None, record_choices: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        interval: int | None = None,
+        record_choices: bool = False,
+        keep_graph: bool | None = None,
+    ) -> None:
         self.model = model
         self.layers = residual_layers(model)
         self.config: ResQConfig = next(iter(self.layers.values())).settings.config
@@ -51,6 +58,7 @@ class Stream:
         self._frames: dict[int, int] = {}
         self._conditions = Conditions(model, self.layers)
         self._nodes_of = WeakSet(self.layers.values())
+        self._keep_graph = keep_graph
         if record_choices:
             self._state.choices = {}
         self._keyframe_input: Tensor | None = None
@@ -136,7 +144,7 @@ class Stream:
         state = self._state
         counts = dict(state.counts)
         if position == 0:
-            state.keep_graph = self.model.training
+            state.keep_graph = self.model.training if self._keep_graph is None else self._keep_graph
         with executing(state), following_checkpoints(), remembering_nodes(self._nodes_of), watching_threads() as seen:
             state.start_frame(position, holder)
             try:
@@ -306,7 +314,9 @@ class Stream:
         return {name: f"{each.keyframe}->{each.residual}" for name, each in settings.items()}
 
 
-def stream(model: nn.Module, *, interval: int | None = None, record_choices: bool = False) -> Stream:
+def stream(
+    model: nn.Module, *, interval: int | None = None, record_choices: bool = False, keep_graph: bool | None = None
+) -> Stream:
     """Open one video on a converted and calibrated model.
 
     Wrap inference in ``torch.inference_mode()`` or ``torch.no_grad()``, as for any model. In training mode the
@@ -316,8 +326,9 @@ def stream(model: nn.Module, *, interval: int | None = None, record_choices: boo
         model: a model from `convert`; it may have any number of streams, one at a time per thread.
         interval: T, when it is to differ from the configured one.
         record_choices: keep the policy's choices of the last frame, see `Stream.choices`.
+        keep_graph: whether gradients flow into earlier frames; by default they do in training mode.
 
     Raises:
         ConversionError: the model has no ResQ layer.
     """
-    return Stream(model, interval=interval, record_choices=record_choices)
+    return Stream(model, interval=interval, record_choices=record_choices, keep_graph=keep_graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -213,8 +214,70 @@ def test_single_frames_cannot_train(videos: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_a_trained_model() -> None:
-    with pytest.raises(ConfigError, match="ResQModel needs a residual precision"):
-        ResQModel(model_config() | {"type": "mmseg.EncoderDecoder"}, {"precision": "W8A8"})
+    architecture = model_config() | {"type": "mmseg.EncoderDecoder"}
+    with pytest.raises(ConfigError, match="ResQModel needs a precision; write resq="):
+        ResQModel(architecture, {"enable": False})
+    with pytest.raises(ConfigError, match=r"training.lr is MMEngine's to know; write it as optim_wrapper.optimizer"):
+        ResQModel(architecture, {"precision": "W8A8->W4A4"}, training={"lr": 1e-3})
+    with pytest.raises(ConfigError, match=r"unknown setting distil. Did you mean 'distill'"):
+        ResQModel(architecture, {"precision": "W8A8->W4A4"}, training={"distil": "logits"})
+    with pytest.raises(ConfigError, match=r"are longer than the clips; write resq.interval=5"):
+        ResQModel(architecture, {"precision": "W8A8->W4A4"}, training={"intervals": (2, 5)})
+
+
+def test_frame_quantization_trains_alike(videos: Path, tmp_path: Path) -> None:
+    cfg = training_config(videos, tmp_path, model__training={"weight_scales": "learned"}, model__learn_ranges=True)
+    cfg.model.resq.precision = "W4A4"
+    runner = Runner.from_cfg(cfg)
+    start = Calibrated()
+    runner.register_hook(start)
+    runner.train()
+    found = scales_of(runner.model)
+    assert any("keyframe_weight_scale" in name for name in found)
+    assert not any("residual" in name for name in found)
+    assert not all(torch.equal(scale, start.scales[name]) for name, scale in found.items())
+    assert "val/resq/gbops_per_frame" in runner.message_hub.log_scalars
+
+
+def test_the_visualizer_gets_losses_scales_and_bit_shares(videos: Path, tmp_path: Path) -> None:
+    cfg = training_config(videos, tmp_path, iterations=4, model__learn_ranges=True)
+    cfg.model.resq.precision = "W8A8->W4A{0,4}"
+    cfg.merge_from_dict({"default_hooks.resq.scalars_every": 2, "default_hooks.logger": {"interval": 2}})
+    cfg.merge_from_dict({"visualizer": {"type": "Visualizer", "vis_backends": [{"type": "LocalVisBackend"}]}})
+    cfg.default_hooks.logger.type = "LoggerHook"
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    path = next(tmp_path.rglob("scalars.json"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    reported = {line["step"]: line for line in lines if any(key.startswith("resq/scale") for key in line)}
+    assert set(reported) == {2, 4}
+    layer = next(iter(residual_layers(runner.model.architecture)))
+    scale = residual_layers(runner.model.architecture)[layer].keyframe_quantizer.scale
+    assert reported[4][f"resq/scale/{layer}/keyframe.activation"] == pytest.approx(float(scale.detach()))
+    shares = [reported[4][f"resq/bits/{layer}/{bits}"] for bits in (0, 4)]
+    assert sum(shares) == pytest.approx(1)
+    assert any("loss" in line for line in lines)
+
+
+@pytest.mark.parametrize("what", [{"distill": "logits", "features": ["decode_head.conv_seg"]}, {"truncate": True}])
+def test_settings_of_training(videos: Path, tmp_path: Path, what: dict[str, Any]) -> None:
+    runner = Runner.from_cfg(training_config(videos, tmp_path, iterations=2, model__training=what))
+    runner.train()
+    scalars = runner.message_hub.log_scalars
+    assert ("train/loss_distill" in scalars) == ("distill" in what)
+    if "distill" in what:
+        assert runner.message_hub.get_scalar("train/loss_distill").current() > 0
+        assert not any("teacher" in name for name in runner.model.state_dict())
+
+
+def test_batch_norms_that_are_not_folded_keep_their_statistics_unless_live(videos: Path, tmp_path: Path) -> None:
+    model = Runner.from_cfg(training_config(videos, tmp_path)).model
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    model.train()
+    assert norms
+    assert not any(norm.training for norm in norms)
+    live = Runner.from_cfg(training_config(videos, tmp_path / "b", model__training={"batch_norm": "live"})).model
+    assert any(module.training for module in live.train().modules() if isinstance(module, torch.nn.BatchNorm2d))
 
 
 def test_settings_are_written_once(videos: Path, tmp_path: Path) -> None:

@@ -32,10 +32,17 @@ model = dict(
     type="resq_mmengine.ResQModel",
     architecture=_base_.model,
     resq=_base_.resq,
+    # Beside the original protocol: at 3 and 4 bits the ranges have to be learned, too (docs/training.md).
+    learn_ranges=True,
+    training=dict(weight_scales="learned"),
 )
 # The settings are in model.resq now: --cfg-options model.resq.interval=5
 resq = None
 
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4),
+    clip_grad=dict(max_norm=5.0),
+    paramwise_cfg=dict(custom_keys={"quantizer": dict(decay_mult=0.0), "weight_scale": dict(decay_mult=0.0)}),
+)
 train_cfg = dict(max_iters=120000, val_interval=12000)
 param_scheduler = [dict(type="PolyLR", eta_min=0, power=0.9, begin=0, end=120000, by_epoch=False)]
