@@ -79,6 +79,12 @@ class Memory:
         """All that is remembered, oldest first."""
         return [*self.kept, *([self.last] if self.last is not None else [])]
 
+    def keep_last(self) -> None:
+        """Keep the last frame for good."""
+        if self.last is not None:
+            self.kept.append(self.last)
+            self.last = None
+
 
 class Bank:
     """Memories of any number of objects; the rows of `segment` are its objects, in order.
@@ -125,6 +131,10 @@ class Bank:
     def remove(self, name: Hashable) -> None:
         """Forget an object."""
         del self.memories[name]
+
+    def order(self, objects: Sequence[Hashable]) -> None:
+        """Put the rows into that order, and forget objects that are not among them."""
+        self.memories = {name: self.memories[name] for name in objects}
 
     def copy(self) -> Bank:
         """Return a bank that changes apart from this one; the tensors are shared."""

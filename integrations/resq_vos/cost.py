@@ -12,10 +12,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from resq_vos.stm import STM
+
 from resq_plugin.config import ResQConfig
 from resq_plugin.cost import Cost, measure_cost
 from resq_plugin.errors import ConfigError
-from resq_vos.stm import STM
 
 __all__ = ["DAVIS_2016_VAL", "DAVIS_2017_VAL", "Video", "mean_over_videos", "quantized_only", "vos_cost"]
 
@@ -57,11 +58,7 @@ DAVIS_2017_VAL = _videos(
 """The 30 videos of DAVIS-2017 val, with 61 objects."""
 DAVIS_2016_VAL = {
     name: dataclasses.replace(DAVIS_2017_VAL[name], objects=1)
-    for name in (
-        "blackswan bmx-trees breakdance camel car-roundabout car-shadow cows dance-twirl dog drift-chicane "
-        "drift-straight goat horsejump-high kite-surf libby motocross-jump paragliding-launch parkour scooter-black "
-        "soapbox"
-    ).split()
+    for name in ["blackswan", "bmx-trees", "breakdance", "camel", "car-roundabout", "car-shadow", "cows", "dance-twirl", "dog", "drift-chicane", "drift-straight", "goat", "horsejump-high", "kite-surf", "libby", "motocross-jump", "paragliding-launch", "parkour", "scooter-black", "soapbox"]
 }
 """The 20 videos of DAVIS-2016 val; all that moves is one object."""
 
@@ -98,9 +95,7 @@ def vos_cost(
     return measure_cost(model, shape, config, shares, arguments=(objects,))
 
 
-def mean_over_videos(
-    cost_of: Callable[[int, int], Cost], videos: Mapping[str, Video], interval: int
-) -> float:
+def mean_over_videos(cost_of: Callable[[int, int], Cost], videos: Mapping[str, Video], interval: int) -> float:
     """BOPs per frame, averaged over videos.
 
     Args:
@@ -109,6 +104,4 @@ def mean_over_videos(
         interval: T.
     """
     costs = {(video.width, video.objects): cost_of(video.width, video.objects) for video in videos.values()}
-    return statistics.fmean(
-        video.mean_bops(costs[video.width, video.objects], interval) for video in videos.values()
-    )
+    return statistics.fmean(video.mean_bops(costs[video.width, video.objects], interval) for video in videos.values())

@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
+from resq_vos.bank import Bank
+from resq_vos.masks import aggregate, labels_of, resize_masks
+from resq_vos.step import ObjectKey, SegmentationStep, VideoModel
 from torch import Tensor
 
 from resq_plugin.errors import ConfigError, FrameError, StreamError
 from resq_plugin.method import Stream, stream
-from resq_vos.bank import Bank, Memory, Readable
-from resq_vos.masks import aggregate, labels_of, resize_masks
 
-__all__ = ["Propagation", "SegmentationStep", "VideoModel"]
+__all__ = ["Propagation"]
 
 logger = logging.getLogger(__name__)
-
-ObjectKey = tuple[int, int]
-"""Number of the video and of the object in it."""
-
-
-class VideoModel(Protocol):
-    """Two pure steps; what is remembered is the caller's."""
-
-    def memorize(self, frame: Tensor, masks: Tensor, owners: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Frame (V, 3, H, W) and probabilities (R, H, W) to keys and values (R, C, h, w)."""
-        ...
-
-    def segment(self, frame: Tensor, bank: Readable) -> Tensor:
-        """Frame (V, 3, H, W) to log-odds (R, H, W)."""
-        ...
-
-
-@dataclass(frozen=True)
-class SegmentationStep:
-    """Everything that one step of the network reads: a frame of its own kind for calibration and replay.
-
-    Attributes:
-        frame: the frame to segment (V, 3, H, W).
-        previous: the frame before, which is memorized (V, 3, H, W).
-        masks: its probabilities (R, H, W).
-        bank: what was remembered before.
-        owners: the video of each row (R,).
-    """
-
-    frame: Tensor
-    previous: Tensor
-    masks: Tensor
-    bank: Bank
-    owners: Tensor
 
 
 class Propagation:
@@ -113,15 +78,17 @@ class Propagation:
             FrameError: the frame is not (V, 3, H, W), or labels do not fit; everything is as before.
         """
         self._check(frame)
-        time, fresh = self.time + 1, self._fresh(frame, labels)
-        masks = frame.new_zeros((0, *frame.shape[-2:]))
-        bank = self.bank
-        if self.objects:
-            bank = self.bank.copy()
-            masks = self._step(frame, bank)
-        objects = list(self.objects)
-        masks, objects = _merge(masks, objects, fresh)
-        self.bank, self.objects, self.masks, self.time = bank, objects, masks, time
+        fresh = self._fresh(frame, labels)
+        masks, bank = frame.new_zeros((0, *frame.shape[-2:])), self.bank
+        step = self.next_step(frame)
+        if step is not None:
+            self._announce("main", self.video)
+            if step.memorizes:
+                self._announce("memory", self.memory_video)
+            logits, bank = step.run(self.model, self.video, self.memory_video)
+            masks = aggregate(logits, step.owners)
+        masks, objects = _merge(masks, list(self.objects), fresh)
+        self.bank, self.objects, self.masks, self.time = bank, objects, masks, self.time + 1
         self._previous = frame.detach().clone()
         return self.labels()
 
@@ -156,32 +123,6 @@ class Propagation:
                     mask = (mine == number).to(frame)[None]
                     fresh[index, int(number)] = resize_masks(mask, (frame.shape[-2], frame.shape[-1]))[0]
         return fresh
-
-    def _step(self, frame: Tensor, bank: Bank) -> Tensor:
-        """Memorize the frame before and segment this one: one frame of the stream."""
-        previous, masks = cast(Tensor, self._previous), cast(Tensor, self.masks)
-        owners = torch.tensor([index for index, _ in self.objects], device=frame.device)
-        keep = self.time % self.every == 0
-        new = [key for key in self.objects if key not in bank.memories]
-        memorizes = self.last or keep or bool(new)
-        self._announce("main", self.video)
-        with contextlib.ExitStack() as stack:
-            if self.memory_video is None:
-                stack.enter_context(_frame_of(self.video, frame))
-            if memorizes:
-                if self.memory_video is not None:
-                    self._announce("memory", self.memory_video)
-                with _frame_of(self.memory_video, previous):
-                    keys, values = self.model.memorize(previous, masks, owners)
-                kept_now = keep or (bool(new) and not self.last)
-                bank.add(self.objects, keys, values, owners, keep=kept_now)
-                for key in new:  # the frame that a user labelled is never forgotten
-                    _keep_last(bank.memories[key])
-            bank.memories = {key: bank.memories[key] for key in self.objects}
-            if self.memory_video is not None:
-                stack.enter_context(_frame_of(self.video, frame))
-            logits = self.model.segment(frame, bank)
-        return aggregate(logits, owners)
 
     def _announce(self, part: str, video: Stream | None) -> None:
         """Start a new interval where the rows of a part are not those of its keyframe."""
@@ -228,12 +169,21 @@ class Propagation:
         return torch.stack(labels)
 
     def next_step(self, frame: Tensor) -> SegmentationStep | None:
-        """Return what the step for that frame will read, or None where no object is followed; for calibration."""
+        """Return what the network will read for that frame, or None where no object is followed."""
         if not self.objects:
             return None
-        owners = torch.tensor([index for index, _ in self.objects], device=frame.device)
-        previous, masks = cast(Tensor, self._previous), cast(Tensor, self.masks)
-        return SegmentationStep(frame, previous, masks, self.bank.copy(), owners)
+        new = any(key not in self.bank.memories for key in self.objects)
+        keep = self.time % self.every == 0
+        return SegmentationStep(
+            frame=frame,
+            previous=cast(Tensor, self._previous),
+            masks=cast(Tensor, self.masks),
+            owners=torch.tensor([index for index, _ in self.objects], device=frame.device),
+            bank=self.bank,
+            objects=tuple(self.objects),
+            memorizes=self.last or keep or new,
+            keep=keep or (new and not self.last),
+        )
 
     def reset(self) -> None:
         """Forget videos, objects, memory and caches; the next frame is the first of new ones."""
@@ -270,7 +220,10 @@ class Propagation:
             bank, objects, masks = state["bank"].copy(), list(state["objects"]), state["masks"]
             time, previous = int(state["time"]), state["previous"]
             known = {part: list(items) for part, items in state["known"].items()}
-            videos = {"video": (self.video, state["video"]), "memory_video": (self.memory_video, state["memory_video"])}
+            videos = {
+                "video": (self.video, state["video"]),
+                "memory_video": (self.memory_video, state["memory_video"]),
+            }
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             msg = f"this is no state of a propagation ({error!r}); pass what get_state() returned."
             raise StreamError(msg) from error
@@ -293,16 +246,6 @@ class Propagation:
         self._previous = None if previous is None else previous.clone()
 
 
-def _frame_of(video: Stream | None, frame: Tensor) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if video is None else video.frame(frame)
-
-
-def _keep_last(memory: Memory) -> None:
-    if memory.last is not None:
-        memory.kept.append(memory.last)
-        memory.last = None
-
-
 def _merge(
     masks: Tensor, objects: list[ObjectKey], fresh: Mapping[ObjectKey, Tensor]
 ) -> tuple[Tensor, list[ObjectKey]]:
@@ -318,12 +261,3 @@ def _merge(
     rows |= fresh
     order = [*objects, *(key for key in fresh if key not in objects)]
     return torch.stack([rows[key] for key in order]), order
-
-
-def steps_of(propagation: Propagation, frames: Iterator[Tensor]) -> Iterator[SegmentationStep]:
-    """Run frames in whatever mode is active and yield what each step read, before it runs."""
-    for frame in frames:
-        step = propagation.next_step(frame)
-        if step is not None:
-            yield step
-        propagation(frame)

@@ -98,7 +98,9 @@ class Trunk(nn.Module):
     def __init__(self, config: TrunkConfig, mask_planes: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=config.colours == "caffe")
+        self.register_buffer(
+            "mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=config.colours == "caffe"
+        )
         self.register_buffer("deviation", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.stem = _convolution(3, config.stem, 7, 2, not config.norm)
         self.mask_stem = _convolution(mask_planes, config.stem, 7, 2, False) if mask_planes else None
