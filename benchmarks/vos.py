@@ -201,7 +201,9 @@ class Bench:
 
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    table = Table("scheme", "precision", "weights", "grid", "frames", "J", "F", "J with float", "GBOPs", "J by distance")
+    table = Table(
+        "scheme", "precision", "weights", "grid", "frames", "J", "F", "J with float", "GBOPs", "J by distance"
+    )
     for row in rows:
         distances = " ".join(f"{value:.1f}" for value in row["by_distance"]["J"])
         numbers = [f"{row[name]:.1f}" for name in ("accuracy", "F", "agreement", "gbops_per_frame")]

@@ -1,8 +1,9 @@
 """Bit operations of video object segmentation, with the convention of the paper's Table 3.
 
 A frame runs the query trunk once; the memory trunk, which sees the frame before, and the whole decoder run once per
-object. Keys, values and what is read from memory stay in float and are not counted, as in the paper ("memory operations
-in float"); `Cost.float_layers` names those of them that are layers.
+object. Keys, values and what is read from memory stay in float and are not counted, as in the paper ("memory
+operations in float"). The 7×7 stems and the last convolution are counted here; without them the published figures come
+out nearest, see `TABLE3_UNCOUNTED`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from resq_plugin.config import ResQConfig
 from resq_plugin.cost import Cost, measure_cost
 from resq_plugin.errors import ConfigError
 
-__all__ = ["DAVIS_2016_VAL", "DAVIS_2017_VAL", "Video", "mean_over_videos", "quantized_only", "vos_cost"]
+__all__ = [
+    "DAVIS_2016_VAL",
+    "DAVIS_2017_VAL",
+    "TABLE3_UNCOUNTED",
+    "Video",
+    "mean_over_videos",
+    "quantized_only",
+    "vos_cost",
+]
+
+TABLE3_UNCOUNTED = ("query.stem", "memory.stem", "memory.mask_stem", "predict")
+"""What has to be left out beside the float layers to get nearest to Table 3 (0.1 %); our fit, not the paper's word."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,11 @@ DAVIS_2017_VAL = _videos(
     "pigs 854 3 79; scooter-black 854 2 43; shooting 1152 3 40; soapbox 854 3 99"
 )
 """The 30 videos of DAVIS-2017 val, with 61 objects."""
+_ONLY_2017 = (
+    "bike-packing", "dogs-jump", "gold-fish", "india", "judo", "lab-coat", "loading", "mbike-trick", "pigs", "shooting",
+)  # fmt: skip
 DAVIS_2016_VAL = {
-    name: dataclasses.replace(DAVIS_2017_VAL[name], objects=1)
-    for name in ["blackswan", "bmx-trees", "breakdance", "camel", "car-roundabout", "car-shadow", "cows", "dance-twirl", "dog", "drift-chicane", "drift-straight", "goat", "horsejump-high", "kite-surf", "libby", "motocross-jump", "paragliding-launch", "parkour", "scooter-black", "soapbox"]
+    name: dataclasses.replace(video, objects=1) for name, video in DAVIS_2017_VAL.items() if name not in _ONLY_2017
 }
 """The 20 videos of DAVIS-2016 val; all that moves is one object."""
 

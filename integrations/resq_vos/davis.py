@@ -157,7 +157,7 @@ def find_sequences(
     """Find the sequences of DAVIS-2016 or DAVIS-2017.
 
     Args:
-        root: folder with ``JPEGImages/<resolution>/<sequence>/*.jpg`` and ``Annotations/<resolution>/<sequence>/*.png``.
+        root: folder with ``JPEGImages/<resolution>/<sequence>/*.jpg`` and the same of ``*.png`` in ``Annotations``.
         names: which; empty takes those that ``ImageSets/<year>/<split>.txt`` lists, or all if there is no such file.
         year: 2016 makes one object of all, 2017 keeps their numbers; None asks the lists in ``ImageSets``, else 2016.
         images: resolution of the frames, a folder such as ``480p``; may be left out where there is one.

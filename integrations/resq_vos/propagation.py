@@ -229,7 +229,8 @@ class Propagation:
             raise StreamError(msg) from error
         for name, (mine, theirs) in videos.items():
             if (mine is None) != (theirs is None):
-                msg = f"the state {'has no' if theirs is None else 'has a'} {name}, unlike this propagation; open one alike."
+                has = "has no" if theirs is None else "has a"
+                msg = f"the state {has} {name}, unlike this propagation; open one alike."
                 raise StreamError(msg)
         before = None if self.video is None else self.video.get_state()
         if self.video is not None:

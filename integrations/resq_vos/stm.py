@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from resq_plugin.errors import CheckpointError
 
-__all__ = ["PUBLISHED", "SMALL", "STM", "STMConfig", "load_stm"]
+__all__ = ["FLOAT_LAYERS", "PUBLISHED", "SMALL", "STM", "STMConfig", "load_stm"]
 
 
 @dataclass(frozen=True)
