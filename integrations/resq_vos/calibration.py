@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from resq_vos.propagation import Propagation
-from resq_vos.step import SegmentationStep, VideoModel
 from torch import Tensor
 
 from resq_plugin.errors import CalibrationError
 from resq_plugin.method import dense_execution
+from resq_vos.propagation import Propagation
+from resq_vos.step import SegmentationStep, VideoModel
 
 __all__ = ["record_clips", "step_runner"]
 

@@ -13,11 +13,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from resq_vos.stm import STM
-
 from resq_plugin.config import ResQConfig
 from resq_plugin.cost import Cost, measure_cost
 from resq_plugin.errors import ConfigError
+from resq_vos.stm import STM
 
 __all__ = [
     "DAVIS_2016_VAL",
@@ -69,7 +68,8 @@ DAVIS_2017_VAL = _videos(
 )
 """The 30 videos of DAVIS-2017 val, with 61 objects."""
 _ONLY_2017 = (
-    "bike-packing", "dogs-jump", "gold-fish", "india", "judo", "lab-coat", "loading", "mbike-trick", "pigs", "shooting",
+    "bike-packing", "dogs-jump", "gold-fish", "india", "judo", "lab-coat", "loading", "mbike-trick", "pigs",
+    "shooting",
 )  # fmt: skip
 DAVIS_2016_VAL = {
     name: dataclasses.replace(video, objects=1) for name, video in DAVIS_2017_VAL.items() if name not in _ONLY_2017

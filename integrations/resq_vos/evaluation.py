@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from resq_plugin.errors import ConfigError
+from resq_plugin.method import Stream
 from resq_vos.davis import DavisSequence, read_frame
 from resq_vos.metrics import boundary_accuracy, jaccard
 from resq_vos.propagation import Propagation
 from resq_vos.step import VideoModel
-
-from resq_plugin.errors import ConfigError
-from resq_plugin.method import Stream
 
 __all__ = ["Followed", "Scores", "follow", "score", "summarize_scores"]
 

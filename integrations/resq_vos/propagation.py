@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from resq_vos.bank import Bank
-from resq_vos.masks import aggregate, labels_of, resize_masks
-from resq_vos.step import ObjectKey, SegmentationStep, VideoModel
 from torch import Tensor
 
 from resq_plugin.errors import ConfigError, FrameError, StreamError
 from resq_plugin.method import Stream, stream
+from resq_vos.bank import Bank
+from resq_vos.masks import aggregate, labels_of, resize_masks
+from resq_vos.step import ObjectKey, SegmentationStep, VideoModel
 
 __all__ = ["Propagation"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch.utils._pytree as pytree
-from resq_vos.bank import Bank, Memory, Readable
 from torch import Tensor
 
 from resq_plugin.method import Stream
+from resq_vos.bank import Bank, Memory, Readable
 
 __all__ = ["ObjectKey", "SegmentationStep", "VideoModel"]
 

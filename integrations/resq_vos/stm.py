@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resq_plugin.errors import CheckpointError
 from resq_vos.bank import Readable, TensorBank
 from resq_vos.decoder import Refine, ResidualBlock, upsample
 from resq_vos.masks import crop, mask_planes, pad
 from resq_vos.trunk import Trunk, TrunkConfig
-from torch import Tensor, nn
-
-from resq_plugin.errors import CheckpointError
 
 __all__ = ["FLOAT_LAYERS", "PUBLISHED", "SMALL", "STM", "STMConfig", "load_stm"]
 
