@@ -24,20 +24,23 @@ class Readable(Protocol):
         ...
 
 
-def read_memory(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def read_memory(query: Tensor, keys: Tensor, values: Tensor, switch: Tensor | None = None) -> Tensor:
     """Attend from every pixel of a frame to every pixel remembered: softmax of k·q / √C_k, in float.
 
     Args:
         query: (R, C_k, h, w).
         keys: (R, C_k, P), P = positions of all remembered frames.
         values: (R, C_v, P).
+        switch: (R, 1, P), added to the logits of places: a large negative number switches one off.
 
     Returns:
         (R, C_v, h, w).
     """
-    q = query.flatten(2)
-    affinity = torch.softmax(keys.transpose(1, 2) @ q / math.sqrt(keys.shape[1]), dim=1)
-    return (values @ affinity).unflatten(2, query.shape[2:])
+    logits = keys.transpose(1, 2) @ query.flatten(2) / math.sqrt(keys.shape[1])
+    if switch is not None:
+        logits = logits + switch.transpose(1, 2)
+    read = values @ torch.softmax(logits, dim=1)
+    return read.reshape(*read.shape[:2], *query.shape[2:])
 
 
 @dataclass(frozen=True)
