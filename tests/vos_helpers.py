@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from resq_vos.davis import write_labels
 from resq_vos.stm import STM, STMConfig
 from resq_vos.trunk import TrunkConfig
 from torch import Tensor
@@ -44,3 +47,21 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs the development data {name}, which is not part of the project")
     return path
+
+
+def write_davis(root: Path, names: tuple[str, ...] = ("cat", "dog"), *, single: bool = True) -> Path:
+    """A small data set in the layout of DAVIS, frames at half the masks' resolution."""
+    frames, labels = moving_squares(5)
+    for name in names:
+        pictures, masks = root / "JPEGImages/240p" / name, root / "Annotations/480p" / name
+        pictures.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for t in range(5):
+            pixels = (frames[t].permute(1, 2, 0) * 255).byte().numpy()
+            Image.fromarray(pixels).save(pictures / f"{t:05d}.jpg")
+            whole = labels[t].numpy().repeat(2, 0).repeat(2, 1).astype(np.uint8)
+            if single:
+                Image.fromarray((whole > 0).astype(np.uint8) * 255).save(masks / f"{t:05d}.png")
+            else:
+                write_labels(masks / f"{t:05d}.png", whole)
+    return root

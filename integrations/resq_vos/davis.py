@@ -46,7 +46,8 @@ def read_frame(path: str | os.PathLike[str]) -> Tensor:
         FrameError: it is no picture that can be read.
     """
     try:
-        pixels = np.asarray(Image.open(path).convert("RGB"))
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         msg = f"cannot read the frame {path}: {error}"
         raise FrameError(msg) from error
@@ -62,8 +63,9 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         FrameError: it is no such picture.
     """
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as opened:
+            opened.load()
+            image = opened.copy()
     except (OSError, SyntaxError) as error:
         msg = f"cannot read the mask {path}: {error}"
         raise FrameError(msg) from error
