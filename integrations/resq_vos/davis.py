@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from resq_plugin.errors import ConfigError, FrameError
+from resq_plugin.video import read_image
 
 __all__ = ["PALETTE", "DavisSequence", "find_sequences", "read_frame", "read_labels", "write_labels"]
 
@@ -43,15 +44,9 @@ def read_frame(path: str | os.PathLike[str]) -> Tensor:
     """Read a picture as a frame (1, 3, H, W), RGB 0..1.
 
     Raises:
-        FrameError: it is no picture that can be read.
+        VideoError: it is no picture that can be read.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        msg = f"cannot read the frame {path}: {error}"
-        raise FrameError(msg) from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div_(255).unsqueeze(0).contiguous()
+    return torch.from_numpy(read_image(path)).permute(2, 0, 1).float().div_(255).unsqueeze(0).contiguous()
 
 
 def read_labels(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

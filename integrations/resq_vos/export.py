@@ -1,7 +1,7 @@
-"""An STM as ONNX graphs: `memorize` and `segment`, each a keyframe and a residual graph with caches; the bank is yours.
+"""An STM as ONNX graphs: `memorize` and `segment`, each a keyframe and a residual graph with caches.
 
 A graph has one input, so what a step reads is packed: a frame with its mask planes as channels, and a frame with the
-bank in a row. The bank has a fixed capacity; places that are not in use yet are switched off.
+bank in a row. The bank is yours; it has a fixed capacity, and places that are not in use yet are switched off.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def pack_segment(frame: Tensor, bank: Bank, spec: StmSpec) -> Tensor:
     if rows != spec.objects or places > spec.places:
         found = places // (spec.grid[0] * spec.grid[1])
         msg = (
-            f"the graphs were exported for {spec.objects} object(s) and {spec.capacity} remembered frames; the bank has "
-            f"{rows} and {found}. Remember fewer (every=...), forget old ones, or export with capacity={found}."
+            f"the graphs were exported for {spec.objects} object(s) and {spec.capacity} remembered frames; the bank "
+            f"has {rows} and {found}. Remember fewer (every=...), forget old ones, or export with capacity={found}."
         )
         raise ExportError(msg)
     free = spec.places - places

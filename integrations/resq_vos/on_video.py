@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from resq_plugin.errors import ConfigError
+from resq_plugin.report import describe_machine, row_label, write_film, write_report
+from resq_plugin.video import Frames, read
 from resq_vos.calibration import record_clips
 from resq_vos.davis import read_labels, write_labels
 from resq_vos.models import build_stm
-from resq_vos.schemes import Run, Scheme, VosVideo, run_scheme, schemes_of
+from resq_vos.overlay import overlay, short_side
+from resq_vos.schemes import Scheme, VosVideo, run_scheme, schemes_of
 from resq_vos.step import SegmentationStep
 from resq_vos.stm import STM
-from resq_vos.video import frames_of, overlay, short_side, video_size, write_video
 
 __all__ = ["VideoRequest", "run_on_video"]
 
@@ -55,68 +57,68 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str], None] = lambda 
     """
     schemes = schemes_of(request.precisions, request.interval)
     model = build_stm(request.model, request.checkpoint)
-    video = _video(request.video, request.mask, request)
-    count = sum(1 for _ in video.frames())
-    if count < MIN_FRAMES:
-        msg = f"{request.video} has {count} frames; at least {MIN_FRAMES} are needed to calibrate and compare."
+    frames, video = _video(request.video, request.mask, request)
+    if len(frames) < MIN_FRAMES:
+        msg = f"{request.video} has {len(frames)} frames; at least {MIN_FRAMES} are needed to calibrate and compare."
         raise ConfigError(msg)
     on_step("recording steps to calibrate on")
-    clips = _clips(model, _video(*request.calibrate, request) if request.calibrate else video, request)
-    rows, reference = [], None
+    other = _video(*request.calibrate, request) if request.calibrate else (frames, video)
+    clips = _clips(model, *other, request)
+    rows: list[dict[str, Any]] = []
+    films: dict[str, list[Tensor]] = {}
+    reference = None
     for scheme in schemes:
         on_step(f"{scheme.name} {scheme.precision}")
         row, run = run_scheme(model, scheme, [video], clips, reference, every=request.every)
         reference = reference or run
         rows.append(row)
-        _write(request.out / _name(scheme), video, run)
-    return {
-        "rows": rows,
+        _write_masks(request.out / _name(scheme) / "masks", run.labels[video.name])
+        films[row_label(row)] = [overlay(*pair) for pair in zip(frames, run.labels[video.name], strict=True)]
+    write_film(request.out / "overlay.mp4", films, rate=24)
+    calibrated_on = str(request.calibrate[0] if request.calibrate else request.video)
+    values = {
         "video": str(request.video),
-        "frames": count,
+        "frames": len(frames),
         "size": list(video.size),
         "objects": list(video.objects),
-        "calibrated_on": str(request.calibrate[0] if request.calibrate else request.video),
+        "calibrated_on": calibrated_on,
     }
+    details = {"Video": {name: str(value) for name, value in values.items()}, "Machine": describe_machine()}
+    write_report(request.out / "report.html", f"Masks through {request.video.name}", rows, [], details)
+    return {"rows": rows, **values}
 
 
-def _video(path: Path, mask: Path, request: VideoRequest) -> VosVideo:
-    size, labels = video_size(path), read_labels(mask)
+def _video(path: Path, mask: Path, request: VideoRequest) -> tuple[Frames, VosVideo]:
+    frames, labels = read(path, frames=request.frames), read_labels(mask)
+    if not isinstance(frames, Frames):
+        msg = f"{path} is no video file or folder of frames."
+        raise ConfigError(msg)
+    size = (frames[0].shape[-2], frames[0].shape[-1])
     if labels.shape != size and labels.shape[0] * size[1] != labels.shape[1] * size[0]:
         msg = f"--mask {mask} is {labels.shape[0]}×{labels.shape[1]} and does not fit frames of {size[0]}×{size[1]}."
         raise ConfigError(msg)
     if not labels.any():
         msg = f"--mask {mask} is empty; paint at least one object with 1 (or 255), 0 is the background."
         raise ConfigError(msg)
-    seen = short_side(size, request.short_side) if min(size) > request.short_side else size
-
-    def frames() -> Iterator[Tensor]:
-        return frames_of(path, seen, request.frames)
-
-    return VosVideo(path.name, frames, labels, seen)
+    if min(size) > request.short_side:
+        frames = cast(Frames, read(path, short_side(size, request.short_side), frames=request.frames))
+    seen = (frames[0].shape[-2], frames[0].shape[-1])
+    return frames, VosVideo(path.name, lambda: iter(frames), labels, seen)
 
 
-def _clips(model: STM, video: VosVideo, request: VideoRequest) -> list[list[SegmentationStep]]:
-    steps = sum(1 for _ in video.frames()) - 1
+def _clips(model: STM, frames: Frames, video: VosVideo, request: VideoRequest) -> list[list[SegmentationStep]]:
+    steps = len(frames) - 1
     length = min(max(request.interval, 2), steps)
     gap = max(steps // CLIPS - length, 0)
     first = torch.from_numpy(video.first.astype(np.int64))
-    return record_clips(model, video.frames(), first, length=length, gap=gap, clips=CLIPS, every=request.every)
+    return record_clips(model, frames, first, length=length, gap=gap, clips=CLIPS, every=request.every)
 
 
 def _name(scheme: Scheme) -> str:
     return "float" if scheme.config is None else f"{scheme.name}_{scheme.precision.replace('->', '-')}"
 
 
-def _write(folder: Path, video: VosVideo, run: Run) -> None:
-    masks = folder / "masks"
-    masks.mkdir(parents=True, exist_ok=True)
-    found = run.labels[video.name]
+def _write_masks(folder: Path, found: list[Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for index, labels in enumerate(found):
-        write_labels(masks / f"{index:05d}.png", labels)
-
-    def pictures() -> Iterator[Any]:
-        for frame, labels in zip(video.frames(), found, strict=True):
-            whole = torch.nn.functional.interpolate(frame, labels.shape, mode="bilinear", align_corners=False)
-            yield overlay(whole, labels)
-
-    write_video(folder / "overlay.mp4", pictures())
+        write_labels(folder / f"{index:05d}.png", labels)

@@ -8,7 +8,7 @@ from PIL import Image
 from resq_vos.davis import PALETTE, find_sequences, read_frame, read_labels, write_labels
 from vos_helpers import shared, write_davis
 
-from resq_plugin.errors import ConfigError, FrameError
+from resq_plugin.errors import ConfigError, FrameError, VideoError
 
 
 def test_the_palette_is_that_of_davis() -> None:
@@ -56,7 +56,7 @@ def test_what_is_no_mask_is_told(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(FrameError, match="cannot read the mask"):
         read_labels(tmp_path / "text.png")
-    with pytest.raises(FrameError, match="cannot read the frame"):
+    with pytest.raises(VideoError, match=r"the frame .*nowhere.jpg cannot be read"):
         read_frame(tmp_path / "nowhere.jpg")
 
 
