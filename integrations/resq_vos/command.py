@@ -11,7 +11,7 @@ from resq_plugin.cli import Commands, add_command
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["add"]
+__all__ = ["add", "is_davis"]
 
 
 def add(commands: Commands) -> None:
@@ -56,6 +56,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--out", type=Path, default=Path("resq-vos"), metavar="DIR", help="folder to write")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.set_defaults(run=_run)
+
+
+def is_davis(path: str) -> bool:
+    """Whether a folder has the layout of DAVIS."""
+    return all((Path(path) / part).is_dir() for part in ("JPEGImages", "Annotations"))
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:

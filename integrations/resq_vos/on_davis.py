@@ -21,16 +21,11 @@ from resq_vos.schemes import VosVideo, run_scheme, schemes_of
 from resq_vos.step import SegmentationStep
 from resq_vos.stm import STM
 
-__all__ = ["DavisOptions", "evaluate_davis", "is_davis"]
+__all__ = ["DavisOptions", "evaluate_davis"]
 
 CLIPS = 8
 """Calibration clips of each sequence, with gaps that spread them over about 40 frames."""
 SPREAD = 40
-
-
-def is_davis(path: str) -> bool:
-    """Whether a folder has the layout of DAVIS."""
-    return all((Path(path) / part).is_dir() for part in ("JPEGImages", "Annotations"))
 
 
 @dataclass(frozen=True)

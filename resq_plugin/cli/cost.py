@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resq_plugin.cli.commands import Commands, add_command, missing
+from resq_plugin.cli.commands import Commands, add_command, missing, require
 from resq_plugin.cli.output import write_json
-from resq_plugin.errors import ConfigError, MissingExtraError
+from resq_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,10 +109,7 @@ def _measure_mm(args: argparse.Namespace, config: ResQConfig) -> Cost:
     if args.objects is not None:
         msg = f"--objects {args.objects}: only networks of video object segmentation have objects; leave it out."
         raise ConfigError(msg)
-    install = missing(MM)
-    if install:
-        msg = f"resq cost {args.config} needs a package that is not installed; write: {install}"
-        raise MissingExtraError(msg)
+    require("cost", missing(MM))
     # The toolkits take long to import: only once the arguments are known to be good.
     from resq_mmengine.zoo import FrameModel, build_model  # noqa: PLC0415
 
