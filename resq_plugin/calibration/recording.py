@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError
 from resq_plugin.method import ResidualLayer
 
-__all__ = ["Recording", "recording", "replay"]
+__all__ = ["Recording", "chosen_pair", "keep_pair", "recording", "replay"]
 
 TOLERANCE = 1e-3
 """How much the mean magnitude of a layer's input may differ, relatively, between a run and its repetition."""
@@ -92,8 +94,38 @@ def replay(model: nn.Module, recorded: Recording) -> None:
     for index, (name, value) in enumerate(recorded.inputs):
         if names[0] != names[1] or not math.isclose(value, again.inputs[index][1], rel_tol=TOLERANCE, abs_tol=1e-12):
             msg = (
-                f"layer {name} reads other values when its frame is run again, so the network keeps a state of its own "
+                f"layer {name} reads other values when its frame is run again, so a module keeps state of its own "
                 "between frames. Make that state a part of the frame (a frame may be a tuple or dict) or of the "
-                "modules' arguments, or write calibration=dict(recheck=0), which runs no frame twice."
+                "module's arguments, or write calibration=dict(recheck=0), which runs no frame twice."
             )
             raise CalibrationError(msg)
+
+
+def _slot(index: int, config: ResQConfig) -> int:
+    """Where the pair of that interval goes in a reservoir sample of ``recheck`` pairs; outside of it nowhere."""
+    limit = config.calibration.recheck
+    return index if index < limit else random.Random(index).randrange(index + 1)
+
+
+def chosen_pair(index: int, length: int, config: ResQConfig) -> Sequence[int]:
+    """Positions of an interval to record for the comparison on full maps; distances take turns.
+
+    A pair is a frame and what its residual is a difference to: the first frame of the interval, or the last frame.
+    """
+    if _slot(index, config) >= config.calibration.recheck:
+        return ()
+    if length < 2:
+        return (0,)
+    position = 1 + index % (length - 1)
+    return (position - 1 if config.reference == "running" else 0), position
+
+
+def keep_pair(kept: list[list[Recording]], pair: Sequence[Recording], index: int, config: ResQConfig) -> None:
+    """Put a recorded pair, if there is one, in its place of the reservoir sample."""
+    if not pair:
+        return
+    slot = _slot(index, config)
+    if slot < len(kept):
+        kept[slot] = list(pair)
+    else:
+        kept.append(list(pair))

@@ -123,4 +123,5 @@ def _measure_vos(args: argparse.Namespace, config: ResQConfig) -> Cost:
 
     config = config.replace(exclude=(*config.exclude, *FLOAT_LAYERS))
     objects = 1 if args.objects is None else args.objects
-    return quantized_only(vos_cost(named_stm(args.config), (1, 3, *args.shape), config, objects=objects))
+    cost: Cost = quantized_only(vos_cost(named_stm(args.config), (1, 3, *args.shape), config, objects=objects))
+    return cost
