@@ -2,6 +2,7 @@
 
     uv run python benchmarks/vos.py                      # the main setting on every frame of 12 sequences
     uv run python benchmarks/vos.py --settings all --frames 25
+    uv run python benchmarks/vos.py --camvid             # several objects: classes of CamVid val
 
 The net is small (half-width ResNet-50 trunks, trained here on synthetic pairs, see train_stm.py) and its frames are at
 half resolution: never set these numbers beside the paper's, which are of STM as published.
@@ -13,6 +14,7 @@ The file is written after each row and a second run measures what is missing. Ra
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import time
@@ -21,12 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from common import machine, parser, require, write
+from PIL import Image
 from resq_vos.calibration import record_clips, step_runner
 from resq_vos.cost import quantized_only, vos_cost
 from resq_vos.davis import DavisSequence, find_sequences, read_frame
 from resq_vos.evaluation import Scores, follow, score, summarize_scores
 from resq_vos.metrics import jaccard
+from resq_vos.propagation import Propagation
 from resq_vos.stm import FLOAT_LAYERS, STM, load_stm
 from rich.console import Console
 from rich.table import Table
@@ -50,6 +55,9 @@ PRECISIONS = (
 )
 SETTINGS = (("tensor", "symmetric"), ("channel", "symmetric"), ("tensor", "unsigned"), ("channel", "unsigned"))
 """Weights and keyframe grid; the first is the paper's."""
+CAMVID = {"building": 1, "road": 3, "pavement": 4, "tree": 5, "car": 8}
+"""Classes of CamVid that are followed as objects, five at once, through the 36 consecutive frames of val."""
+CAMVID_PRECISIONS = ("W8A8", "W8A8->W4A8", "W8A8->W8A4")
 INTERVAL = 3
 SHAPE = (1, 3, 240, 427)
 CLIPS = 4
@@ -87,6 +95,7 @@ class Bench:
         }
 
     def done(self, key: dict[str, Any]) -> bool:
+        """Whether the file has that row."""
         return any(all(row[name] == value for name, value in key.items()) for row in self.rows)
 
     def clips(self) -> list[list[Any]]:
@@ -99,7 +108,7 @@ class Bench:
                 self.steps += record_clips(self.model, frames, labels, length=3, gap=7, clips=CLIPS)
         return self.steps
 
-    def ranges(self, config: ResQConfig, name: str) -> None:
+    def ranges(self, name: str) -> None:
         """Calibrate, or load the ranges that an earlier run found."""
         path = self.args.scratch / f"{name}.pth"
         if path.exists():
@@ -109,6 +118,7 @@ class Bench:
         save_ranges(self.model, path)
 
     def run(self, sequence: DavisSequence, video: Any) -> tuple[list[np.ndarray], list[int]]:
+        """Labels and positions of the frames of a sequence."""
         found = list(follow(self.model, sequence, video=video, frames=self.args.frames))
         return [labels for labels, _ in found], [position for _, position in found]
 
@@ -138,46 +148,50 @@ class Bench:
                 agreement.append(np.mean([jaccard(a, b) for a, b in zip(labels[1:-1], reference[1:-1], strict=True)]))
         return summarize_scores(scores), 100 * float(np.mean(agreement))
 
-    def add(self, scheme: str, key: dict[str, Any], video: Any, shares: dict[str, dict[int, float]] | None) -> None:
+    def gbops(self, scheme: str, video: Any, shape: tuple[int, ...] = SHAPE, objects: int = 1) -> tuple[float, float]:
+        """GBOPs per frame of a scheme and of frame quantization at W8A8."""
+        config = ResQConfig.parse("W8A8", exclude=FLOAT_LAYERS)
+        base = quantized_only(vos_cost(self.model, shape, config, objects=objects)).bops_per_frame / 1e9
+        if scheme == "float":
+            return base * 16, base  # 32 × 32 bits
+        shares = None if video is None else (video.bit_shares() or None)
+        cost = vos_cost(self.model, shape, objects=objects, shares=shares)
+        return quantized_only(cost).bops_per_frame / 1e9, base
+
+    def add(self, scheme: str, key: dict[str, Any], video: Any) -> None:
+        """Measure and write a row."""
         start = time.perf_counter()
         result, agreement = self.measure(video, save=scheme == "float")
-        shares = shares if video is None else (video.bit_shares() or None)
-        gbops = base = float("nan")
-        if scheme != "float":
-            config = ResQConfig.parse("W8A8", exclude=FLOAT_LAYERS)
-            base = quantized_only(vos_cost(self.model, SHAPE, config)).bops_per_frame / 1e9
-            gbops = quantized_only(vos_cost(self.model, SHAPE, shares=shares)).bops_per_frame / 1e9
-        else:
-            config = ResQConfig.parse("W8A8", exclude=FLOAT_LAYERS)
-            base = quantized_only(vos_cost(self.model, SHAPE, config)).bops_per_frame / 1e9
-            gbops = base * 16  # 32 × 32 bits
-        self.rows.append(
-            {
-                "scheme": scheme,
-                **key,
-                "interval": 1 if scheme in ("float", "frame") else INTERVAL,
-                "reference": "float",
-                "accuracy": result["J"],
-                "metric": "J",
-                "F": result["F"],
-                "J&F": result["J&F"],
-                "agreement": agreement,
-                "gbops_per_frame": gbops,
-                "relative_bops": gbops / base,
-                "by_distance": result["by_distance"],
-                "sequences": result["sequences"],
-                "seconds": time.perf_counter() - start,
-            }
-        )
+        gbops, base = self.gbops(scheme, video)
+        self.write(scheme, key, result, agreement, gbops, base, seconds=time.perf_counter() - start)
+
+    def write(
+        self,
+        scheme: str,
+        key: dict[str, Any],
+        result: dict[str, Any],
+        agreement: float,
+        gbops: float,
+        base: float,
+        **more: Any,
+    ) -> None:
+        """Add a row to the file."""
+        row = {"scheme": scheme, **key, "interval": 1 if scheme in ("float", "frame") else INTERVAL}
+        row |= {"reference": "float", "accuracy": result["J"], "metric": "J", "F": result["F"], "J&F": result["J&F"]}
+        row |= {"agreement": agreement, "gbops_per_frame": gbops, "relative_bops": gbops / base}
+        row |= {"by_distance": result["by_distance"], "sequences": result["sequences"], **more}
+        self.rows.append(row)
         write(self.args.out, {"machine": machine(), "rows": self.rows})
 
     def float_row(self) -> None:
+        """The float model, whose masks are kept for the agreement."""
         key = self.key("float", "", "", None)
         if not self.done(key) or any(self.reference(sequence) is None for sequence in self.sequences):
             self.rows = [row for row in self.rows if not all(row[name] == value for name, value in key.items())]
-            self.add("float", key, None, None)
+            self.add("float", key, None)
 
     def row(self, scheme: str, precision: str, threshold: float | None, weights: str, grid: str) -> None:
+        """One setting, unless the file has it."""
         key = self.key(precision, weights, grid, threshold)
         if self.done(key):
             return
@@ -189,14 +203,54 @@ class Bench:
         convert(self.model, config)
         try:
             name = precision.replace(">", "") + f"_{weights}_{grid}"
-            self.ranges(config, name)
+            self.ranges(name)
             if scheme == "frame":
-                self.add(scheme, key, None, None)
+                self.add(scheme, key, None)
             else:
                 with stream(self.model) as video:
-                    self.add(scheme, key, video, None)
+                    self.add(scheme, key, video)
         finally:
             revert(self.model)
+
+    def camvid(self) -> None:
+        """Several objects at once, with the ranges found on DAVIS."""
+        frames, targets = camvid_objects(self.args.data)
+        objects = [number + 1 for number in CAMVID.values()]
+        reference: list[np.ndarray] | None = None
+        for precision in ("float", *CAMVID_PRECISIONS):
+            scheme = "float" if precision == "float" else "resq" if "->" in precision else "frame"
+            key = {"precision": precision, "weights": "tensor", "keyframe_grid": "symmetric", "threshold": None}
+            key |= {"frames": len(frames), "measured_on": ["camvid/val"]}
+            if precision != "float":
+                convert(self.model, ResQConfig.parse(precision, interval=INTERVAL, exclude=FLOAT_LAYERS))
+                self.ranges(precision.replace(">", "") + "_tensor_symmetric")
+            with stream(self.model) if scheme == "resq" else contextlib.nullcontext() as video:
+                tracker = Propagation(self.model, video=video)
+                labels, positions = [], []
+                for index, frame in enumerate(frames):
+                    tracker(frame, torch.from_numpy(targets[0].astype(np.int64)) if index == 0 else None)
+                    labels.append(tracker.labels(targets[0].shape)[0].numpy().astype(np.uint8))
+                    positions.append(-1 if video is None else video.position)
+                result = summarize_scores([score("camvid", objects, labels, targets, positions)])
+                reference = reference or labels
+                agreement = summarize_scores([score("camvid", objects, labels, reference)])["J"]
+                gbops, base = self.gbops(scheme, video, tuple(frames[0].shape), len(objects))
+            if precision != "float":
+                revert(self.model)
+            if not self.done(key):
+                names = {str(number + 1): name for name, number in CAMVID.items()}
+                self.write(scheme, key, result, agreement, gbops, base, objects=names)
+
+
+def camvid_objects(data: Path) -> tuple[list[torch.Tensor], list[np.ndarray]]:
+    """Frames (1, 3, 240, 320), RGB 0..1, and labels (360, 480): class + 1 of the followed classes, else 0."""
+    folder = require(data / "camvid" / "val")
+    frames, labels = [], []
+    for path in sorted(folder.glob("*.png")):
+        frames.append(F.interpolate(read_frame(path), (240, 320), mode="bilinear", antialias=True))
+        classes = np.array(Image.open(path.parent.with_name("valannot") / path.name))
+        labels.append(np.where(np.isin(classes, list(CAMVID.values())), classes + 1, 0).astype(np.uint8))
+    return frames, labels
 
 
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -220,6 +274,7 @@ def main() -> None:
     options.add_argument("--sequences", nargs="+", default=MEASURED, metavar="NAME")
     options.add_argument("--frames", type=int, help="only so many of the first frames of each sequence")
     options.add_argument("--settings", choices=("main", "all"), default="main", help="weights and grids")
+    options.add_argument("--camvid", action="store_true", help="several objects, with ranges found before")
     options.add_argument("--precisions", nargs="+", metavar="P", help="only these, e.g. 'W8A8->W4A8'")
     options.add_argument("--scratch", type=Path, default=Path("/tmp/resq_vos"), help="folder for ranges, float masks")
     options.add_argument("--fresh", action="store_true", help="measure again what the file already holds")
@@ -228,6 +283,10 @@ def main() -> None:
     torch.set_grad_enabled(False)
     console = Console()
     bench = Bench(args)
+    if args.camvid:
+        bench.camvid()
+        show(console, bench.rows)
+        return
     bench.float_row()
     for weights, grid in SETTINGS if args.settings == "all" else SETTINGS[:1]:
         for scheme, precision, threshold in PRECISIONS:
