@@ -73,7 +73,7 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str], None] = lambda 
         reference = reference or run
         rows.append(row)
         _write_masks(request.out / _name(scheme) / "masks", run.labels[video.name])
-        films[row_label(row)] = [overlay(*pair) for pair in zip(frames, run.labels[video.name], strict=True)]
+        films[row_label(row).replace("→", "->")] = [overlay(*pair) for pair in zip(frames, run.labels[video.name], strict=True)]
     write_film(request.out / "overlay.mp4", films, rate=24)
     calibrated_on = str(request.calibrate[0] if request.calibrate else request.video)
     values = {
