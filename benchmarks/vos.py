@@ -36,7 +36,8 @@ from resq_vos.stm import FLOAT_LAYERS, STM, load_stm
 from rich.console import Console
 from rich.table import Table
 
-from resq_plugin import ResQConfig, calibrate, convert, load_ranges, revert, save_ranges, stream
+from resq_plugin import ResQConfig, calibrate, convert, revert, stream
+from resq_plugin.method import residual_layers
 
 CALIBRATION = ("camel", "goat", "parkour", "scooter-black")
 MEASURED = (
@@ -108,14 +109,30 @@ class Bench:
                 self.steps += record_clips(self.model, frames, labels, length=3, gap=7, clips=CLIPS)
         return self.steps
 
-    def ranges(self, name: str) -> None:
-        """Calibrate, or load the ranges that an earlier run found."""
-        path = self.args.scratch / f"{name}.pth"
-        if path.exists():
-            load_ranges(self.model, path)
-            return
-        calibrate(self.model, self.clips(), run=step_runner(self.model))
-        save_ranges(self.model, path)
+    def ranges(self, config: ResQConfig) -> None:
+        """Set the ranges of a converted model: calibrate, or take those of an earlier run.
+
+        The search looks at one quantizer at a time, so the ranges of a pool are those of its members: residuals of 4
+        and 8 bits are found together.
+        """
+        searched = config
+        if config.residual is not None:
+            searched = config.replace(precision=f"{config.keyframe}->W{config.residual.weight}A{{0,4,8}}")
+        path = self.args.scratch / f"{searched.notation}_{config.weights}_{config.keyframe_grid}.json".replace(">", "")
+        if not path.exists():
+            revert(self.model)
+            convert(self.model, searched)
+            calibrate(self.model, self.clips(), run=step_runner(self.model))
+            write(path, {name: found_ranges(layer) for name, layer in residual_layers(self.model).items()})
+            revert(self.model)
+            convert(self.model, config)
+        found = json.loads(path.read_text())
+        for name, layer in residual_layers(self.model).items():
+            layer.activation_norm.fill_(found[name]["norm"])
+            for kind, quantizer in layer.activation_quantizers().items():
+                if quantizer.bits:
+                    half, signed = found[name][f"{kind.partition('.')[0]} {quantizer.bits}"]
+                    quantizer.set_range(-half, half, signed=signed)
 
     def run(self, sequence: DavisSequence, video: Any) -> tuple[list[np.ndarray], list[int]]:
         """Labels and positions of the frames of a sequence."""
@@ -202,8 +219,7 @@ class Bench:
         config = ResQConfig.parse(precision, **values)
         convert(self.model, config)
         try:
-            name = precision.replace(">", "") + f"_{weights}_{grid}"
-            self.ranges(name)
+            self.ranges(config)
             if scheme == "frame":
                 self.add(scheme, key, None)
             else:
@@ -222,8 +238,10 @@ class Bench:
             key = {"precision": precision, "weights": "tensor", "keyframe_grid": "symmetric", "threshold": None}
             key |= {"frames": len(frames), "measured_on": ["camvid/val"]}
             if precision != "float":
-                convert(self.model, ResQConfig.parse(precision, interval=INTERVAL, exclude=FLOAT_LAYERS))
-                self.ranges(precision.replace(">", "") + "_tensor_symmetric")
+                settings = {"interval": INTERVAL, "calibration": SEARCH, "exclude": FLOAT_LAYERS}
+                config = ResQConfig.parse(precision, **settings)
+                convert(self.model, config)
+                self.ranges(config)
             with stream(self.model) if scheme == "resq" else contextlib.nullcontext() as video:
                 tracker = Propagation(self.model, video=video)
                 labels, positions = [], []
@@ -240,6 +258,15 @@ class Bench:
             if not self.done(key):
                 names = {str(number + 1): name for name, number in CAMVID.items()}
                 self.write(scheme, key, result, agreement, gbops, base, objects=names)
+
+
+def found_ranges(layer: Any) -> dict[str, Any]:
+    """Half range and grid of every quantizer of a layer, by kind and bits, and the norm of its activations."""
+    found: dict[str, Any] = {"norm": float(layer.activation_norm)}
+    for kind, quantizer in layer.activation_quantizers().items():
+        half = quantizer.range[1] if quantizer.bits else 0.0
+        found[f"{kind.partition('.')[0]} {quantizer.bits}"] = [half, bool(quantizer.signed)]
+    return found
 
 
 def camvid_objects(data: Path) -> tuple[list[torch.Tensor], list[np.ndarray]]:
