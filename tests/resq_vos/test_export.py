@@ -34,7 +34,7 @@ def calibrated_stm(precision: str, **settings: object) -> STM:
     return model
 
 
-@pytest.fixture(scope="module", params=["W8A8->W4A8", "W8A8->W8A{0,4,8}"])
+@pytest.fixture(scope="module", params=["W8A8->W4A8", pytest.param("W8A8->W8A{0,4,8}", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[STM, Path]:
     model = calibrated_stm(request.param)
     folder = tmp_path_factory.mktemp("stm")
