@@ -16,8 +16,10 @@ __all__ = ["Bank", "Memory", "Readable", "TensorBank", "read_memory"]
 class Readable(Protocol):
     """What `segment` needs of a bank."""
 
-    owners: Tensor | None
-    """The frame of each row (R,); None where there is one frame."""
+    @property
+    def owners(self) -> Tensor | None:
+        """The frame of each row (R,); None where there is one frame."""
+        ...
 
     def read(self, query: Tensor) -> Tensor:
         """Query keys (V, C_k, h, w) to read values (R, C_v, h, w)."""

@@ -93,7 +93,7 @@ def _register(kind: type[Any], names: tuple[str, ...]) -> None:
         return [getattr(value, name) for name in names], None
 
     def unflatten(values: Any, _: Any) -> Any:
-        made = kind.__new__(kind)
+        made = object.__new__(kind)
         for name, value in zip(names, values, strict=True):
             object.__setattr__(made, name, value)
         return made
