@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Bank", "Memory", "Readable", "TensorBank", "read_memory"]
+__all__ = ["Bank", "Memory", "Readable", "TensorBank", "read_memory", "repeated"]
 
 
 class Readable(Protocol):
@@ -24,6 +24,11 @@ class Readable(Protocol):
     def read(self, query: Tensor) -> Tensor:
         """Query keys (V, C_k, h, w) to read values (R, C_v, h, w)."""
         ...
+
+
+def repeated(x: Tensor, rows: int) -> Tensor:
+    """One frame's (1, C, H, W) for every row (R, C, H, W); not expanded, which hides R from exported graphs."""
+    return x if rows == 1 else torch.cat([x] * rows)
 
 
 def read_memory(query: Tensor, keys: Tensor, values: Tensor, switch: Tensor | None = None) -> Tensor:
@@ -62,7 +67,7 @@ class TensorBank:
     def read(self, query: Tensor) -> Tensor:
         """Query keys (V, C_k, h, w) to read values (R, C_v, h, w)."""
         rows = self.keys.shape[0]
-        query = query.expand(rows, -1, -1, -1) if self.owners is None else query[self.owners]
+        query = repeated(query, rows) if self.owners is None else query[self.owners]
         return read_memory(query, self.keys, self.values)
 
 

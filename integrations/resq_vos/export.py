@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from resq_plugin.errors import ExportError
 from resq_plugin.export import OrtStream, Verification, export_model, verify
 from resq_plugin.files import write_text
-from resq_vos.bank import Bank, Readable, read_memory
+from resq_vos.bank import Bank, Readable, read_memory, repeated
 from resq_vos.masks import mask_planes, pad
 from resq_vos.step import SegmentationStep
 from resq_vos.stm import STM
@@ -87,7 +87,7 @@ class _Slots:
     owners: None = None
 
     def read(self, query: Tensor) -> Tensor:
-        query = query.expand(self.keys.shape[0], -1, -1, -1)
+        query = repeated(query, self.keys.shape[0])
         switch = (1 - self.used)[:, None] * -OFF
         return read_memory(query, self.keys, self.values, switch)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resq_plugin.errors import CheckpointError
-from resq_vos.bank import Readable, TensorBank
+from resq_vos.bank import Readable, TensorBank, repeated
 from resq_vos.decoder import Refine, ResidualBlock, upsample
 from resq_vos.masks import crop, mask_planes, pad
 from resq_vos.trunk import Trunk, TrunkConfig
@@ -96,7 +96,7 @@ class STM(nn.Module):
         owners, rows = bank.owners, read.shape[0]
 
         def per_row(x: Tensor) -> Tensor:
-            return x.expand(rows, -1, -1, -1) if owners is None or x.shape[0] == 1 else x[owners]
+            return repeated(x, rows) if owners is None or x.shape[0] == 1 else x[owners]
 
         x = self.top(torch.cat([read, per_row(self.query_value(coarse))], dim=1))
         x = self.top_residual(x)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from vos_helpers import moving_squares, tiny_stm
 
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
@@ -48,6 +49,17 @@ def test_every_layer_of_all_four_graphs_is_torchs(exported: tuple[STM, Path]) ->
     for found in verify_stm(exported[1]).values():
         assert {part.graph for part in found.parts} == {"keyframe", "residual"}
         assert found.passed, found.wrong
+
+
+def test_every_shape_is_known(exported: tuple[STM, Path]) -> None:
+    """Or large tensors could not be compared."""
+    import onnx
+
+    for path in sorted(exported[1].glob("*/*.onnx")):
+        values = onnx.load(path).graph.value_info
+        unknown = [v.name for v in values if any(side.dim_param for side in v.type.tensor_type.shape.dim)]
+        assert values
+        assert not unknown, path
 
 
 @torch.no_grad()
