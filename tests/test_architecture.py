@@ -29,7 +29,7 @@ LEVELS = (
 """errors <- extras, config, files <- method <- ...: a room takes from those of lower levels only."""
 
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-OUTSIDE = {"resq_aimet", "resq_brevitas", "resq_mmengine", "resq_mmseg", "resq_mmpose"}
+OUTSIDE = {"resq_aimet", "resq_brevitas", "resq_mmengine", "resq_mmseg", "resq_mmpose", "resq_vos"}
 TOOLKITS = {"aimet_torch", "brevitas", "mmengine", "mmcv", "mmseg", "mmpose", "mmdet", "onnxruntime_qnn"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"resq_plugin", "resq_aimet", "resq_brevitas", "resq_mmengine", "resq_mmseg", "resq_mmpose"}
+PACKAGES = {"resq_plugin", "resq_aimet", "resq_brevitas", "resq_mmengine", "resq_mmseg", "resq_mmpose", "resq_vos"}
 
 
 def run_python(code: str, folder: Path, **environment: str) -> str:

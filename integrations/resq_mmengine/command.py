@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resq_plugin.cli import Commands, add_command, write_json
+from resq_plugin.cli import Commands, add_command, missing, require, write_json
 from resq_plugin.errors import ConfigError, ResQError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMES", "add", "evaluate_config", "prepare_config"]
 
+NEEDS = {"mmengine": "mmseg"}
 SCHEMES = ("float", "frame", "resq")
 METRICS = ("mIoU", "Mean PCK", "PCK", "AP")
 """What is shown as accuracy, the first that an evaluator yields."""
@@ -37,12 +38,15 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "eval",
-        needs={"mmengine": "mmseg"},
+        needs=NEEDS,
         help="measure an mm config on video: float, frame by frame and ResQ, accuracy against BOPs",
         description="Run the test of an MMSeg or MMPose config on video in float, frame-by-frame quantized and with "
-        "ResQ. Ranges are calibrated on resq.calibration.dataset unless the checkpoint has them.",
+        "ResQ. Ranges are calibrated on resq.calibration.dataset unless the checkpoint has them. A folder of DAVIS "
+        "instead of a config measures J and F of an STM.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="config file with a video dataset in test_dataloader")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="config file with a video dataset in test_dataloader, or a folder of DAVIS"
+    )
     parser.add_argument("--checkpoint", required=True, metavar="CK", help="float or calibrated weights")
     parser.add_argument("--precision", help="instead of the config's, e.g. 'W8A8->W4A{0,4,8}'")
     parser.add_argument("--interval", type=int, metavar="T", help="frames per keyframe, instead of the config's")
@@ -56,13 +60,17 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="for logs and the calibrated checkpoint")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, missing="")  # DAVIS needs no toolkit
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
+    from resq_vos.command import is_davis  # noqa: PLC0415
+
+    if is_davis(args.config):
+        return _run_davis(args, console)
+    require("eval", missing(NEEDS))
     from resq_mmengine.zoo import load_config  # noqa: PLC0415
     from resq_plugin.conversion import read_checkpoint  # noqa: PLC0415
-    from resq_plugin.report import rich_table  # noqa: PLC0415
 
     if not Path(args.checkpoint).is_file():
         msg = f"--checkpoint {args.checkpoint}: there is no such file."
@@ -83,6 +91,38 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         for scheme in args.schemes:
             with console.status(f"{scheme} ..."):
                 rows.append(evaluate_config(config, scheme))
+    _show(rows, args, console)
+    if args.work_dir and "resq" in args.schemes:
+        console.print(f"Logs and the calibrated checkpoint are in {args.work_dir}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _run_davis(args: argparse.Namespace, console: Console) -> int:
+    from resq_vos.on_davis import DavisOptions, evaluate_davis  # noqa: PLC0415
+
+    for name in ("data_root", "work_dir"):
+        if getattr(args, name) is not None:
+            msg = f"--{name.replace('_', '-')} has no meaning for a folder of DAVIS; leave it out."
+            raise ConfigError(msg)
+    options = DavisOptions.parse(args.cfg_options)
+    with console.status("measuring J and F ..."):
+        found = evaluate_davis(
+            args.config,
+            args.checkpoint,
+            options,
+            precision=args.precision,
+            interval=args.interval,
+            schemes=args.schemes,
+        )
+        rows = [dict(row) for row in found]
+    _show(rows, args, console)
+    return 0
+
+
+def _show(rows: list[dict[str, Any]], args: argparse.Namespace, console: Console) -> None:
+    """Write the rows and print them as a table, and the accuracy by position."""
+    from resq_plugin.report import rich_table  # noqa: PLC0415
+
     if args.json:
         write_json(args.json, {"rows": rows, "config": args.config})
     console.print(rich_table(rows))
@@ -90,9 +130,6 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         if row["interval"] > 1:
             values = " ".join("–" if value is None else f"{value:.2f}" for value in row["accuracy_by_position"])
             console.print(f"{row['metric']} at positions 0 ... {row['interval'] - 1}: {values}", highlight=False)
-    if args.work_dir and "resq" in args.schemes:
-        console.print(f"Logs and the calibrated checkpoint are in {args.work_dir}", highlight=False, soft_wrap=True)
-    return 0
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import length_hint
+from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from resq_plugin.config import ResQConfig
-from resq_plugin.errors import CalibrationError
+from resq_plugin.errors import CalibrationError, FrameError
+from resq_plugin.method import image_of, unusable_values
 
-__all__ = ["Clip", "expected_samples", "select_intervals"]
+__all__ = [
+    "NO_CLIP",
+    "Clip",
+    "checked_frames",
+    "expected_samples",
+    "longest_interval",
+    "select_intervals",
+    "split_clip",
+]
 
-Clip = Tensor | Sequence[Tensor]
-Interval = tuple[int, list[Tensor]]
+Clip = Tensor | Sequence[Any]
+"""(T, C, H, W), or frames: (N, C, H, W) or pytrees with such a tensor."""
+Interval = tuple[int, list[Any]]
 """Number of the clip, and consecutive frames (N, C, H, W) of it, at most T."""
 
 
-def _longest(config: ResQConfig) -> int:
+NO_CLIP = "calibration got no clip; pass clips such as [(T, C, H, W) tensor, ...] of consecutive frames."
+
+
+def longest_interval(config: ResQConfig) -> int:
     """Frames of an interval, T; residuals need two even where a stream has only keyframes."""
     return max(config.interval, 2)
 
@@ -37,7 +50,7 @@ def expected_samples(clips: Iterable[Clip], config: ResQConfig) -> int:
     samples = config.calibration.samples
     if isinstance(clips, Sequence) and clips:
         length = _hint(clips)
-        residuals = length - -(-length // _longest(config))
+        residuals = length - -(-length // longest_interval(config))
         samples = min(samples, len(clips) * max(residuals, 1))
     return samples
 
@@ -71,8 +84,7 @@ def select_intervals(
         if longest < 2 and count >= config.calibration.samples:
             break
     if count == 0:
-        msg = "calibration got no clip; pass clips such as [(T, C, H, W) tensor, ...] of consecutive frames."
-        raise CalibrationError(msg)
+        raise CalibrationError(NO_CLIP)
     if config.residual is not None and longest < 2:
         msg = (
             f"all {count} calibration clips have one frame, but {config.notation} needs residuals; pass clips of at "
@@ -84,34 +96,35 @@ def select_intervals(
 
 def _clip_by_clip(
     clips: Iterable[Clip], config: ResQConfig, missing: Callable[[], int]
-) -> Iterator[tuple[int, list[list[Tensor]]]]:
-    longest = _longest(config)
+) -> Iterator[tuple[int, list[list[Any]]]]:
+    longest = longest_interval(config)
     if not isinstance(clips, Sequence) or not clips:
         for index, clip in enumerate(clips):
-            frames = _frames(clip, index)
+            frames = checked_frames(clip, index)
             samples = max(min(len(frames), longest) - 1, 1)
-            yield index, _spread(_split(frames, longest), -(-(missing() - 1) // samples))[0]
+            yield index, _spread(split_clip(frames, longest), -(-(missing() - 1) // samples))[0]
         return
     wanted = -(-config.calibration.samples // max(min(_hint(clips), longest) - 1, 1))
     chosen = min(len(clips), wanted)
     each = -(-wanted // len(clips))
     first = [(position * len(clips)) // chosen for position in range(chosen)]
-    left: list[tuple[int, list[list[Tensor]]]] = []
+    left: list[tuple[int, list[list[Any]]]] = []
     for index in first:
-        now, later = _spread(_split(_frames(clips[index], index), longest), each)
+        now, later = _spread(split_clip(checked_frames(clips[index], index), longest), each)
         if later:
             left.append((index, later))
         yield index, now
     for index in sorted(set(range(len(clips))) - set(first)):
-        yield index, _split(_frames(clips[index], index), longest)
+        yield index, split_clip(checked_frames(clips[index], index), longest)
     yield from left
 
 
-def _split(frames: list[Tensor], length: int) -> list[list[Tensor]]:
+def split_clip(frames: list[Any], length: int) -> list[list[Any]]:
+    """Cut a clip into intervals of that length, as streams do."""
     return [frames[start : start + length] for start in range(0, len(frames), length)]
 
 
-def _spread(intervals: list[list[Tensor]], wanted: int) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+def _spread(intervals: list[list[Any]], wanted: int) -> tuple[list[list[Any]], list[list[Any]]]:
     """As many intervals as wanted, evenly chosen, and the others; a cut-off one at the end of a clip comes last."""
     whole = [interval for interval in intervals if len(interval) == len(intervals[0])]
     count = min(max(wanted, 1), len(whole))
@@ -120,7 +133,12 @@ def _spread(intervals: list[list[Tensor]], wanted: int) -> tuple[list[list[Tenso
     return [whole[position] for position in sorted(chosen)], rest + intervals[len(whole) :]
 
 
-def _frames(clip: Clip, index: int) -> list[Tensor]:
+def checked_frames(clip: Clip, index: int) -> list[Any]:
+    """Return the frames of a clip.
+
+    Raises:
+        CalibrationError: it is empty, or a frame is none, has another shape than the first, or holds NaN or Inf.
+    """
     where = f"calibration clip {index}"
     if isinstance(clip, Tensor) and clip.dim() < 4:
         msg = f"{where} has shape {tuple(clip.shape)}; a clip is (T, C, H, W) or a list of frames (N, C, H, W)."
@@ -131,14 +149,16 @@ def _frames(clip: Clip, index: int) -> list[Tensor]:
         raise CalibrationError(msg)
     for position, frame in enumerate(frames):
         where = f"frame {position} of calibration clip {index}"
-        if not isinstance(frame, Tensor):
-            msg = f"{where} is of type {type(frame).__name__}; a frame is a tensor (N, C, H, W)."
+        try:
+            shape, first = image_of(frame).shape, image_of(frames[0]).shape
+        except FrameError as error:
+            msg = f"{where} is of type {type(frame).__name__}; a frame is a tensor (N, C, H, W), or a pytree with one."
+            raise CalibrationError(msg) from error
+        if shape != first:
+            msg = f"{where} has shape {tuple(shape)}; frame 0 has {tuple(first)}."
             raise CalibrationError(msg)
-        if frame.shape != frames[0].shape:
-            msg = f"{where} has shape {tuple(frame.shape)}; frame 0 has {tuple(frames[0].shape)}."
-            raise CalibrationError(msg)
-        if frame.is_floating_point() and not bool(torch.isfinite(frame).all()):
-            bad = int((~torch.isfinite(frame)).sum())
-            msg = f"{where} holds {bad} NaN or Inf of {frame.numel()} values."
+        bad, total = unusable_values(frame)
+        if bad:
+            msg = f"{where} holds {bad} NaN or Inf of {total} values."
             raise CalibrationError(msg)
     return frames

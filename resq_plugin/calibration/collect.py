@@ -137,6 +137,11 @@ class Collector(CountingExecutor):
         for role in self._roles:
             self.frames[role] += 1
 
+    def pass_over_frame(self) -> None:
+        """Do not count this frame, because it called no layer."""
+        for role in self._roles:
+            self.frames[role] -= 1
+
     def end_clip(self) -> None:
         """Forget what belongs to one clip only."""
         self._windows.clear()

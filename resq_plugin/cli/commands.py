@@ -15,7 +15,17 @@ from typing import NoReturn, TypeAlias
 
 from resq_plugin.errors import MissingExtraError
 
-__all__ = ["GROUP", "INTERRUPTED", "USER_ERROR", "Commands", "Parser", "add_command", "add_commands", "missing"]
+__all__ = [
+    "GROUP",
+    "INTERRUPTED",
+    "USER_ERROR",
+    "Commands",
+    "Parser",
+    "add_command",
+    "add_commands",
+    "missing",
+    "require",
+]
 
 GROUP = "resq_plugin.commands"
 USER_ERROR = 2
@@ -43,6 +53,21 @@ def missing(needs: Mapping[str, str]) -> str:
     """
     extras = dict.fromkeys(extra for package, extra in needs.items() if find_spec(package) is None)
     return f"pip install 'resq-plugin[{','.join(extras)}]'" if extras else ""
+
+
+def require(command: str, install: str) -> None:
+    """Refuse to run a command that lacks packages.
+
+    Args:
+        command: its name.
+        install: what `missing` returned.
+
+    Raises:
+        MissingExtraError: something is missing.
+    """
+    if install:
+        msg = f"resq {command} needs a package that is not installed; write: {install}"
+        raise MissingExtraError(msg)
 
 
 def add_command(

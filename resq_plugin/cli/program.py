@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from resq_plugin import __version__
-from resq_plugin.cli.commands import INTERRUPTED, USER_ERROR, Parser, add_commands
-from resq_plugin.errors import MissingExtraError, ResQError
+from resq_plugin.cli.commands import INTERRUPTED, USER_ERROR, Parser, add_commands, require
+from resq_plugin.errors import ResQError
 from resq_plugin.files import check_file
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
     try:
-        if args.missing:
-            msg = f"resq {args.command} needs a package that is not installed; write: {args.missing}"
-            raise MissingExtraError(msg)
+        require(args.command, args.missing)
         if getattr(args, "json", None):
             check_file(args.json)  # now, rather than after minutes of work
         code: int = args.run(args, _console())

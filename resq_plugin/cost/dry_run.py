@@ -85,12 +85,13 @@ class DryRun:
     uncounted: tuple[UncountedOps, ...]
 
 
-def dry_run(model: nn.Module, shape: Sequence[int]) -> DryRun:
+def dry_run(model: nn.Module, shape: Sequence[int], arguments: Sequence[Any] = ()) -> DryRun:
     """Observe one run of the model in eval mode.
 
     Args:
         model: any model whose first argument is the frame; converted or not, calibrated or not.
         shape: of the input, normally (N, C, H, W).
+        arguments: of the model behind the frame.
 
     Raises:
         ConfigError: the shape is none.
@@ -103,7 +104,7 @@ def dry_run(model: nn.Module, shape: Sequence[int]) -> DryRun:
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.get_default_dtype())
     meta = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
     try:
-        return _observe(model, meta, torch.empty(tuple(shape), dtype=dtype, device="meta"))
+        return _observe(model, meta, torch.empty(tuple(shape), dtype=dtype, device="meta"), *arguments)
     except Exception as error:
         # Operators without a meta kernel, and code that reads values, fail in too many ways to tell them apart.
         logger.info("%s cannot run without data (%s); it is run for real.", type(model).__name__, error)
@@ -111,16 +112,16 @@ def dry_run(model: nn.Module, shape: Sequence[int]) -> DryRun:
     # Copies, because a model may write its buffers also in eval mode.
     real = {name: t.detach().clone() for name, t in tensors.items()}
     try:
-        return _observe(model, real, torch.zeros(tuple(shape), dtype=dtype, device=device))
+        return _observe(model, real, torch.zeros(tuple(shape), dtype=dtype, device=device), *arguments)
     except Exception as error:
         msg = f"{type(model).__name__} fails on an input of shape {tuple(shape)}: {type(error).__name__}: {error}"
         raise ResQError(msg) from error
 
 
-def _observe(model: nn.Module, tensors: Mapping[str, Tensor], frame: Tensor) -> DryRun:
+def _observe(model: nn.Module, tensors: Mapping[str, Tensor], frame: Tensor, *arguments: Any) -> DryRun:
     recorder = _Recorder()
     with _unchanged(model), executing(_plain), torch.no_grad(), recorder.watching(model), recorder:
-        torch.func.functional_call(model, dict(tensors), (frame,))
+        torch.func.functional_call(model, dict(tensors), (frame, *arguments))
     uncounted = tuple(UncountedOps(module, op, calls) for (module, op), calls in recorder.operators.items())
     return DryRun(tuple(recorder.calls), uncounted)
 

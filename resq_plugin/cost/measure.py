@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -52,6 +53,7 @@ def measure_cost(
     shares: Mapping[str, Mapping[int, float]] | None = None,
     *,
     frames: FrameCounts | None = None,
+    arguments: Sequence[Any] = (),
 ) -> Cost:
     """Count the bit operations of a model. Nothing is computed, no weights are needed, the model stays as it is.
 
@@ -73,12 +75,13 @@ def measure_cost(
             ``{"conv1": {0: 0.7, 4: 0.2, 8: 0.1}}``; `Stream.bit_shares` measures them.
         frames: keyframes and residual frames that ran, ``video.frame_counts`` of a stream, which averages are then
             over; needed where scene changes start intervals, too.
+        arguments: of the model behind the frame, such as a number of objects.
 
     Raises:
         ConfigError: the shape or the shares are impossible, or no frame ran.
         ResQError: the model fails on an input of that shape.
     """
-    run = dry_run(model, shape)
+    run = dry_run(model, shape, arguments)
     calls: dict[str, list[LayerCall]] = {}
     for call in run.calls:
         calls.setdefault(call.name, []).append(call)

@@ -12,20 +12,34 @@ from torch import Tensor, nn
 from resq_plugin.errors import ConfigError
 from resq_plugin.evaluation.metrics import Metric
 from resq_plugin.evaluation.result import Evaluation
-from resq_plugin.method import dense_execution, stream
+from resq_plugin.method import Stream, dense_execution, stream
 
 __all__ = ["evaluate", "float_predictions"]
 
 
-Sequences = Sequence[Sequence[Tensor] | Tensor]
+Sequences = Sequence[Sequence[Any] | Tensor]
+"""Per video its frames, each (N, C, H, W) or a pytree with such a tensor."""
 Predict = Callable[[Any], Tensor]
+Run = Callable[[Any], Any]
 
 
 @torch.no_grad()
-def float_predictions(model: nn.Module, videos: Sequences, predict: Predict) -> list[list[Tensor]]:
-    """Return the float model's predictions of every frame, the target of `Agreement`."""
+def float_predictions(
+    model: nn.Module,
+    videos: Sequences,
+    predict: Predict,
+    *,
+    run: Run | None = None,
+    start: Callable[[], Any] | None = None,
+) -> list[list[Tensor]]:
+    """Return the float model's predictions of every frame, the target of `Agreement`; arguments as in `evaluate`."""
+    found = []
     with dense_execution():
-        return [[predict(model(frame)) for frame in video] for video in videos]
+        for video in videos:
+            if start is not None:
+                start()
+            found.append([predict((run or model)(frame)) for frame in video])
+    return found
 
 
 @torch.no_grad()
@@ -38,6 +52,9 @@ def evaluate(
     predict: Predict,
     interval: int | None = None,
     every_position: bool = False,
+    run: Run | None = None,
+    start: Callable[[], Any] | None = None,
+    given: int = 0,
 ) -> Evaluation:
     """Run videos through streams and measure by distance from the keyframe.
 
@@ -48,17 +65,25 @@ def evaluate(
 
     Args:
         model: converted and calibrated, in evaluation mode.
-        videos: per video its frames, each (N, C, H, W).
+        videos: per video its frames, each (N, C, H, W) or a pytree with such a tensor.
         targets: per metric, per video and frame the target, or None where there is no label.
         metrics: name to what makes a new metric.
         predict: model output to what the metrics compare, e.g. labels (N, H, W).
         interval: T, when it is to differ from the configured one.
         every_position: see above.
+        run: what runs one frame, when it is not ``model(frame)``.
+        start: what begins a video, where ``run`` keeps state between frames: a video is then always run from its first
+            frame on, and the other ways to split it differ in where the second interval starts.
+        given: so many frames at the start of a video call no layer, as the frame whose mask is given; they are run
+            outside the stream and are not measured.
 
     Raises:
-        ConfigError: metrics and targets differ in their names or lengths.
+        ConfigError: metrics and targets differ in their names or lengths, or ``given`` is negative.
     """
     _check(videos, targets, metrics)
+    if not isinstance(given, int) or given < 0:
+        msg = f"given={given!r} is not allowed; write how many frames of each video call no layer, e.g. 1."
+        raise ConfigError(msg)
     with stream(model, interval=interval) as video:
         length = video.schedule.interval
         seen: set[tuple[int, str]] = set()
@@ -66,10 +91,19 @@ def evaluate(
         for index, frames in enumerate(videos):
             for offset in range(length if every_position and video.schedule.is_fixed else 1):
                 video.reset()
-                for time in range(offset, len(frames)):
-                    prediction = predict(video(frames[time]))
-                    if video.position < 0:
+                if start is not None:
+                    start()
+                first = given + offset
+                for time in range(0 if start is not None else first, len(frames)):
+                    if time < given:
+                        (run or model)(frames[time])
                         continue
+                    if time == first:
+                        video.start_interval()
+                    output = video(frames[time]) if run is None else _run_in(video, run, frames[time])
+                    if video.position < 0 or time < first:
+                        continue
+                    prediction = predict(output)
                     for name, metric in tables[video.position].items():
                         target = targets[name][index][time]
                         if target is not None:
@@ -84,6 +118,11 @@ def evaluate(
         }
         pixels = tuple(video.pixel_counts(distance) for distance in range(1, length))
         return Evaluation(by_distance, pixels if any(pixels) else (), video.frame_counts, video.schedule.is_fixed)
+
+
+def _run_in(video: Stream, run: Run, frame: Any) -> Any:
+    with video.frame(frame):
+        return run(frame)
 
 
 def _check(videos: Sequences, targets: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:

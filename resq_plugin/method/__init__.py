@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from resq_plugin.method.calls import Call, CountingExecutor
 from resq_plugin.method.frame_counts import FrameCounts, shares_of
+from resq_plugin.method.frames import frame_to, image_of, unusable_values
 from resq_plugin.method.kept_numbers import KeptNumbers, compare_numbers, numbers_are_settled, settled_numbers
 from resq_plugin.method.layers import (
     ActivationQuantizer,
@@ -55,6 +56,8 @@ __all__ = [
     "executing",
     "fake_quantize",
     "fake_quantize_weight",
+    "frame_to",
+    "image_of",
     "integer_range",
     "is_lowest",
     "make_schedule",
@@ -71,6 +74,7 @@ __all__ = [
     "share_error",
     "shares_of",
     "stream",
+    "unusable_values",
     "weight_range",
     "weight_scale",
 ]

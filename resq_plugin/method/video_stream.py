@@ -19,6 +19,7 @@ from resq_plugin.errors import FrameError, StreamError
 from resq_plugin.method.conditions import Conditions
 from resq_plugin.method.frame_calls import CallsChangedError
 from resq_plugin.method.frame_counts import FrameCounts, shares_of
+from resq_plugin.method.frames import image_of, unusable_values
 from resq_plugin.method.kept_numbers import settled_numbers
 from resq_plugin.method.layers import executing, frame_by_frame, residual_layers
 from resq_plugin.method.outside import generator_that_holds, remembering_nodes, watching_threads
@@ -72,11 +73,12 @@ class Stream:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __call__(self, frame: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, frame: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the model on the next frame.
 
         Args:
-            frame: (N, C, H, W), N independent videos in step; the model's first argument.
+            frame: (N, C, H, W), N independent videos in step, or any pytree with such a tensor in it (frame, masks,
+                prompt, previous state); the model's first argument.
             args: further arguments of the model.
             kwargs: further arguments of the model.
 
@@ -84,7 +86,7 @@ class Stream:
             What the model returns.
 
         Raises:
-            FrameError: the frame is not a tensor or holds NaN or Inf; the stream is unchanged.
+            FrameError: the frame holds no tensor, or NaN or Inf; the stream is unchanged.
             StreamError: the stream is closed; shape, dtype or device changed within the interval, or the frame calls
                 other layers than its keyframe (with ``on_change='keyframe'`` a new interval starts instead, for which
                 the model may run a second time on this frame); or layers run where the stream is not seen.
@@ -100,8 +102,8 @@ class Stream:
         with self.frame(frame):
             return self.model(frame, *args, **kwargs)
 
-    def frame(self, frame: Tensor) -> AbstractContextManager[None]:
-        """Run whatever model calls are made inside as the next frame, whose input is ``frame`` (N, C, H, W).
+    def frame(self, frame: Any) -> AbstractContextManager[None]:
+        """Run whatever model calls are made inside as the next frame, whose input is ``frame`` (as in a call).
 
         In a generator, close the ``with`` block before the ``yield``: the consumer's model calls would be part of the
         frame, and are refused.
@@ -109,7 +111,7 @@ class Stream:
         return self._frame(frame, generator_that_holds(sys._getframe(1)))
 
     @contextmanager
-    def _frame(self, frame: Tensor, holder: FrameType | None) -> Iterator[None]:
+    def _frame(self, frame: Any, holder: FrameType | None) -> Iterator[None]:
         if self._closed:
             msg = "this stream is closed; open a new one with `with stream(model) as video:`."
             raise StreamError(msg)
@@ -124,17 +126,18 @@ class Stream:
                 with executing(frame_by_frame):
                     yield
                 return
+            image = image_of(frame)
             with settled_numbers(self.layers.values()):
-                position = 0 if self._starts_interval(frame) else self.position + 1
+                position = 0 if self._starts_interval(image) else self.position + 1
                 with self._running(position, holder):
                     yield
                 if position <= 1:  # hosts make what they lack when a path first runs, e.g. scales of new weights
-                    self._conditions.remember(frame.device)
+                    self._conditions.remember(image.device)
             self._demanded = False
             self.position, self.is_keyframe = position, position == 0
-            self._count(position, len(frame) if frame.dim() else 1)
+            self._count(position, len(image) if image.dim() else 1)
             if self.is_keyframe:
-                self._keyframe_input = frame.detach().clone()
+                self._keyframe_input = image.detach().clone()
         finally:
             self._lock.release()
 
@@ -166,12 +169,9 @@ class Stream:
         return torch.stack([self(frame) for frame in frames.unbind(1)], dim=1)
 
     def _is_usable(self, frame: object) -> bool:
-        if not isinstance(frame, Tensor):
-            msg = f"a frame must be a tensor (N, C, H, W); got {type(frame).__name__}."
-            raise FrameError(msg)
-        if frame.is_floating_point() and not bool(torch.isfinite(frame).all()):
-            count = int((~torch.isfinite(frame)).sum())
-            msg = f"the frame after position {self.position} holds {count} NaN or Inf of {frame.numel()} values"
+        count, total = unusable_values(frame)
+        if count:
+            msg = f"the frame after position {self.position} holds {count} NaN or Inf of {total} values"
             if self.config.on_change == "raise":
                 msg += "; the stream is unchanged. Drop it, or configure on_change='keyframe' to start anew after it."
                 raise FrameError(msg)
