@@ -135,7 +135,10 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
         self.tie()
         for kind in ("keyframe", "residual"):
             self._ready(kind)
-        return [plain(tensor) for tensor in super().numbers()]
+        found = super().numbers()
+        if self.is_tied and "weight" not in self._parameters:  # made of others, and not yet for this frame
+            found = [tensor for tensor in found if tensor is not self.residual_path.weight]
+        return [plain(tensor) for tensor in found]
 
     def float_weight(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with the batch norm folded in."""

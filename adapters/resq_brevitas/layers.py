@@ -117,13 +117,21 @@ class BrevitasResidualLayer(TorchResidualLayer):
         return self if kind == "keyframe" or self.residual_path is None else self.residual_path
 
     def numbers(self) -> list[Tensor]:
-        """All tensors that weights and ranges are made of, also those that Brevitas makes when they are first used."""
+        """All tensors that weights and ranges are made of, also those that Brevitas makes when they are first used.
+
+        Ranges that Brevitas is about to find, and changes with every frame, are not among them.
+        """
         self.follow_weight()
         for kind in ("keyframe", "residual"):
             holder = self._weight_holder(kind)
             if is_quantizing(holder.weight_quant) and not is_initialized(holder.weight_quant):
                 with torch.no_grad():
                     holder.quant_weight()
+        path = self.residual_path
+        proxies = [self.input_quant, *([] if path is None else [path.input_quant, *path.pool])]
+        if any(is_observing(proxy) for proxy in proxies):
+            own = [*self._parameters.values(), *self.folded_tensors()]
+            return [tensor for tensor in own if tensor is not None]
         return super().numbers()
 
     def quantized_weight(self, kind: str) -> tuple[Tensor, Tensor | None]:

@@ -145,11 +145,13 @@ class TorchResidualLayer(ResidualLayer):
         In training those that the layer itself moves, such as the vectors of a spectral norm, are not among them.
         """
         found = list({id(tensor): tensor for tensor in _tensors(self, buffers=not self.training)}.values())
-        if self.folded_norm is not None:
-            norm = self.folded_norm
-            folded = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-            found += [tensor for tensor in folded if tensor is not None]
-        return found
+        return found + self.folded_tensors()
+
+    def folded_tensors(self) -> list[Tensor]:
+        """Parameters and statistics of the folded batch norm, if any."""
+        norm = self.folded_norm
+        tensors = () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return [tensor for tensor in tensors if tensor is not None]
 
     def numbers_version(self) -> int:
         """Another number whenever a stream found at the start of a frame that `numbers` had changed."""
