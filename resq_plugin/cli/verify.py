@@ -77,11 +77,8 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _exceeded(found: HtpVerification) -> Iterator[str]:
-    from resq_plugin.export import LAYER_LIMIT  # noqa: PLC0415
-
-    if found.worst_layer > LAYER_LIMIT:
-        worst = found.layers[0]
-        yield f"{worst.graph} {worst.operator} {worst.weight} alone {worst.lsb} LSB (limit {LAYER_LIMIT})"
+    for layer in [layer for layer in found.layers if not layer.passed][:SHOWN]:
+        yield f"{layer.graph} {layer.operator} {layer.weight} alone {layer.lsb} LSB (limit {layer.limit})"
     for graph in found.graphs:
         if graph.lsb > graph.limit:
             yield f"{graph.graph} {graph.lsb:.1f} LSB from torch (limit {graph.limit:.1f})"
@@ -112,12 +109,13 @@ def _show_htp(found: HtpVerification, console: Console) -> None:
         "Operators inside, HTP against CPU, same integers", "graph", "weight or tensor", "op", "LSB", "differ %"
     )
     for layer in found.layers[:SHOWN]:
-        table.add_row(layer.graph, layer.weight, layer.operator, str(layer.lsb), f"{100 * layer.share:.1f}")
+        table.add_row(
+            layer.graph, layer.weight, layer.operator, str(layer.lsb), str(layer.limit), f"{100 * layer.share:.1f}"
+        )
     console.print(table)
     if len(found.layers) > SHOWN:
-        console.print(
-            f"and {len(found.layers) - SHOWN} more with {found.layers[SHOWN].lsb} LSB at most", highlight=False
-        )
+        most = max(layer.lsb for layer in found.layers[SHOWN:])
+        console.print(f"and {len(found.layers) - SHOWN} more with {most} LSB at most", highlight=False)
     for graph in found.graphs:
         worst = graph.tensors[0]
         console.print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from resq_plugin.cli import main
 from resq_plugin.export import HtpConfig, OrtStream, export_model, verify, verify_htp
 from resq_plugin.export.htp import build as htp_build
+from resq_plugin.export.htp.faults import coarser_grids
 from resq_plugin.export.htp.layers import compare_layers
 from resq_plugin.export.htp.session import RefusedError, htp_session
 from resq_plugin.export.manifest import Manifest
@@ -199,35 +201,73 @@ def test_a_range_found_on_a_still_clip_leaves_no_layer_silent(tmp_path: Path, mo
     assert worst[False] >= 127
 
 
-@pytest.mark.parametrize("ratio", [64, 512])
-def test_the_compiler_still_has_the_fault_that_coarser_grids_avoid(tmp_path: Path, ratio: int) -> None:
-    """A step of the accumulator over a step of the output: right up to 128, zero from 256 on. Says when to drop it."""
+def one_layer(path: Path, ratio: float, bias: int | None = None) -> None:
+    """A 1x1 convolution whose accumulator has steps of 0.027 / 127 * 127, ``ratio`` steps of its output."""
     helper, kinds = onnx.helper, onnx.TensorProto
+    scale = np.float32(0.0235 * ratio / 0.027)
     values = {
-        "x_scale": np.float32(0.01),
-        "x_zero": np.uint8(128),
-        "w_scale": np.full(4, 0.1, np.float32),
+        "x_scale": np.float32(0.027),
+        "x_zero": np.uint8(103),
+        "w_scale": np.full(4, scale, np.float32),
         "w_zero": np.zeros(4, np.int8),
-        "w": np.arange(1, 17, dtype=np.int8).reshape(4, 4, 1, 1),
-        "y_scale": np.float32(0.01 * 0.1 / ratio),
-        "y_zero": np.uint8(0),
+        "w": np.full((4, 1, 1, 1), 127, np.int8),
+        "y_scale": np.float32(0.0235),
+        "y_zero": np.uint8(100),
     }
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "x_scale", "x_zero"], ["x_float"]),
         helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_float"], axis=0),
-        helper.make_node("Conv", ["x_float", "w_float"], ["y_float"]),
+    ]
+    inputs = ["x_float", "w_float"]
+    if bias is not None:
+        values |= {
+            "b": np.full(4, bias, np.int32),
+            "b_scale": np.full(4, scale * np.float32(0.027), np.float32),
+            "b_zero": np.zeros(4, np.int32),
+        }
+        nodes.append(helper.make_node("DequantizeLinear", ["b", "b_scale", "b_zero"], ["b_float"], axis=0))
+        inputs.append("b_float")
+    nodes += [
+        helper.make_node("Conv", inputs, ["y_float"], group=4),
         helper.make_node("QuantizeLinear", ["y_float", "y_scale", "y_zero"], ["y"]),
     ]
     x = helper.make_tensor_value_info("x", kinds.UINT8, [1, 4, 8, 8])
     y = helper.make_tensor_value_info("y", kinds.UINT8, [1, 4, 8, 8])
     constants = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
     graph = helper.make_graph(nodes, "g", [x], [y], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    onnx.save(model, tmp_path / "one.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
 
-    (found,) = htp_session(tmp_path / "one.onnx", 75).run(None, {"x": np.full((1, 4, 8, 8), 130, np.uint8)})
 
-    assert set(found.flat) == ({255} if ratio == 64 else {0})  # 2 * (1 + ...) * ratio is far beyond 255
+@pytest.mark.parametrize("ratio", [64, 512])
+def test_the_compiler_still_has_the_fault_that_coarser_grids_avoid(tmp_path: Path, ratio: int) -> None:
+    """A step of the accumulator over a step of the output: right up to 128, zero from 256 on. Says when to drop it."""
+    one_layer(tmp_path / "one.onnx", ratio)
+
+    (found,) = htp_session(tmp_path / "one.onnx", 75).run(None, {"x": np.full((1, 4, 8, 8), 105, np.uint8)})
+
+    assert set(found.flat) == ({255} if ratio == 64 else {100})  # 2 * 127 * ratio is far beyond 255; 100 stands for 0
+    grids = coarser_grids(tmp_path / "one.onnx")
+    assert set(grids) == (set() if ratio == 64 else {"y"})
+    if grids:
+        assert grids["y"].scale[0] == pytest.approx(0.0235 * 512 / 128)
+        assert grids["y"].zero_point == 25  # 100 * 128 / 512: the lower end stays
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bias", "lsb", "limit"), [(9.4, 1, 9, 11), (9.4, 0, 0, 2), (0.5, 1, 1, 2), (60, 2, 0, 16)]
+)
+def test_an_operator_may_differ_by_a_step_of_what_it_computes_with(
+    tmp_path: Path, ratio: float, bias: int, lsb: int, limit: int
+) -> None:
+    """A bias of 1 is truncated to 0, which is a step of the accumulator: ⌊9.4⌉ = 9 LSB; at most ⌈9.4⌉ + 1."""
+    one_layer(tmp_path / "one.onnx", ratio, bias)
+
+    ((layer,), _) = compare_layers(tmp_path / "one.onnx", 75, None, {"x": np.full((1, 4, 8, 8), 103, np.uint8)})
+
+    assert layer.lsb <= lsb
+    assert layer.limit == limit
+    assert layer.passed
+    assert not dataclasses.replace(layer, lsb=limit + 1).passed
 
 
 def test_a_clip_with_one_end_keeps_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ its predecessors, and the numbers do not grow through a deep net.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,14 @@ from numpy.typing import NDArray
 from resq_plugin.export.htp.session import htp_session
 from resq_plugin.export.sessions import integer_session
 
-__all__ = ["OPERATORS", "LayerDifference", "Step", "compare_layers", "find_steps"]
+__all__ = ["LAYER_LIMIT", "OPERATORS", "LayerDifference", "Step", "compare_layers", "find_steps"]
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MIXING = ("Add", "Sub", "Concat")
+LAYER_LIMIT = 2
+"""LSB that an operator may differ from ONNX Runtime on the CPU on the same integers."""
+MOST = 16
+"""LSB that it may differ where one step of what it computes with is more than one of its output."""
 GIVEN = ".given"
 
 Array = NDArray[Any]
@@ -38,6 +44,9 @@ class LayerDifference:
         operator: ONNX operator.
         lsb: largest difference of its output integers.
         share: share of output integers that differ.
+        limit: LSB that it may differ: 2, or one step of what it computes with where that is coarser than its output,
+            up to 16. The HTP rounds a bias towards 0 in steps of the accumulator, and what it adds, subtracts or
+            concatenates in steps of the inputs.
     """
 
     graph: str
@@ -45,6 +54,12 @@ class LayerDifference:
     operator: str
     lsb: int
     share: float
+    limit: int = LAYER_LIMIT
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within its limit."""
+        return self.lsb <= self.limit
 
 
 @dataclass(frozen=True)
@@ -125,8 +140,31 @@ def compare_layers(
         apart = np.abs(found[name].astype(np.int32) - theirs.astype(np.int32))
         known = step.weight or step.tensor
         share = float((apart > 0).mean())
-        differences.append(LayerDifference(path.stem, known, step.node.op_type, int(apart.max()), share))
+        limit = _limit(model, step)
+        differences.append(LayerDifference(path.stem, known, step.node.op_type, int(apart.max()), share, limit))
     return differences, {name: found[name] for name in own}
+
+
+def _limit(model: onnx.ModelProto, step: Step) -> int:
+    """LSB that an operator may differ by its grids."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    sources = [producers.get(name) for name in step.node.input]
+    dequantizers = [source for source in sources if source is not None and source.op_type == "DequantizeLinear"]
+    if len(dequantizers) < len(sources):
+        return LAYER_LIMIT
+
+    def values(name: str) -> NDArray[np.float64]:
+        return np.atleast_1d(onnx.numpy_helper.to_array(constants[name]).astype(np.float64))
+
+    steps = [values(source.input[1]) for source in dequantizers]
+    if step.node.op_type in OPERATORS and len(dequantizers) == 3:
+        coarsest = float((steps[0] * steps[1] * (values(dequantizers[2].input[0]) != 0)).max())
+    elif step.node.op_type in MIXING:
+        coarsest = max(float(scale.max()) for scale in steps)
+    else:
+        return LAYER_LIMIT
+    return max(LAYER_LIMIT, min(MOST, math.ceil(coarsest / float(values(step.quantizer.input[1])[0])) + 1))
 
 
 def _cut(model: onnx.ModelProto, names: list[str]) -> bytes:
