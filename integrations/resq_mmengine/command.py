@@ -69,6 +69,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if is_davis(args.config):
         return _run_davis(args, console)
     require("eval", missing(NEEDS))
+    from resq_mmengine.options import read_options  # noqa: PLC0415
     from resq_mmengine.zoo import load_config  # noqa: PLC0415
     from resq_plugin.conversion import read_checkpoint  # noqa: PLC0415
 
@@ -82,7 +83,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         interval=args.interval,
         data_root=args.data_root,
         agreement=args.agreement,
-        options=_options(args.cfg_options),
+        options=read_options(args.cfg_options),
     )
     config.load_from = args.checkpoint
     rows = []
@@ -130,18 +131,6 @@ def _show(rows: list[dict[str, Any]], args: argparse.Namespace, console: Console
         if row["interval"] > 1:
             values = " ".join("–" if value is None else f"{value:.2f}" for value in row["accuracy_by_position"])
             console.print(f"{row['metric']} at positions 0 ... {row['interval'] - 1}: {values}", highlight=False)
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    from mmengine.config import DictAction  # noqa: PLC0415
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--options", nargs="+", action=DictAction, default={})
-    try:
-        return dict(parser.parse_args(["--options", *pairs] if pairs else []).options)
-    except ValueError as error:
-        msg = f"--cfg-options {' '.join(pairs)}: {error}; write KEY=VALUE, e.g. resq.interval=5."
-        raise ConfigError(msg) from error
 
 
 def prepare_config(
