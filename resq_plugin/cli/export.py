@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resq_plugin.cli.commands import Commands, add_command
-from resq_plugin.cli.output import write_json
+from resq_plugin.cli.output import warn, write_json
 from resq_plugin.errors import ExportError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if args.json:
         write_json(args.json, dataclasses.asdict(manifest))
     if args.frames is None:
-        console.print(_noise_warning(args.target), style="bold yellow", soft_wrap=True)
+        warn(console, _noise_warning(args.target))
     console.print(
         f"{args.out}: {' and '.join(manifest.graphs)} of {config}, {len(manifest.layers)} layers, memory of a stream "
         f"{manifest.state_bytes / 1e6:.1f} MB in {len(manifest.caches)} tensors",
@@ -120,7 +120,7 @@ def _noise_warning(target: str) -> str:
             "the HTP's ranges of additions, outputs and memory were found on noise and will not fit your videos: this "
             "export is good for trying the compiler, not for use"
         )
-    return f"WARNING: no --frames: {what}. Give real, consecutive, normalised ones: --frames clip.npy."
+    return f"no --frames: {what}. Give real, consecutive, normalised ones: --frames clip.npy."
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resq_plugin.cli.commands import Commands, add_command
-from resq_plugin.cli.output import write_json
+from resq_plugin.cli.output import warn, write_json
 from resq_plugin.errors import ExportError
 
 if TYPE_CHECKING:
@@ -97,10 +97,11 @@ def _show_cpu(found: Verification, console: Console) -> None:
         f"argmax of the {found.frames}-frame clip as one stream: {found.agreement:.2f} % equal", highlight=False
     )
     if found.is_still:
-        console.print(
-            "[bold yellow]WARNING[/] all residual frames of the clip have the same output, so that a difference of 0 "
+        warn(
+            console,
+            "all residual frames of the clip have the same output, so that a difference of 0 "
             "LSB says nothing: the clip stands still, or residual weights or inputs round to zero. Export frames that "
-            "move; where weights are the cause, convert with weights='channel'."
+            "move; where weights are the cause, convert with weights='channel'.",
         )
 
 
@@ -127,10 +128,11 @@ def _show_htp(found: HtpVerification, console: Console) -> None:
             soft_wrap=True,
         )
         if graph.lsb_cpu > FAR:
-            console.print(
-                f"[bold yellow]WARNING[/] 8 bits between the layers of the {graph.graph} graph lie far from the "
+            warn(
+                console,
+                f"8 bits between the layers of the {graph.graph} graph lie far from the "
                 "simulation, on the CPU as on the HTP, where small errors are multiplied by large weights. Fold batch "
-                "norms, equalize the network (AIMET's equalize_model), or convert with weights='channel'."
+                "norms, equalize the network (AIMET's equalize_model), or convert with weights='channel'.",
             )
     for line in _bits(found):
         console.print(line, highlight=False, soft_wrap=True)

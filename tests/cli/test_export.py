@@ -80,7 +80,7 @@ def test_noise_is_announced_loudly(
     for target, text in (("cpu", "the golden clip is noise"), ("htp", "the HTP's ranges of additions")):
         assert main([*command, "--out", str(tmp_path / target), "--target", target]) == 0
         shown = " ".join(capsys.readouterr().out.split())
-        assert "WARNING no --frames: " in shown
+        assert "WARNING: no --frames: " in shown
         assert text in shown
         assert "--frames clip.npy" in shown
     assert export(files, tmp_path / "real") == 0
@@ -126,7 +126,8 @@ def test_a_clip_that_stands_still_proves_nothing_and_verify_says_so(
     for clip, still in (([video(1)[0]] * 10, True), (video(10), False)):
         export_model(model, clip, tmp_path / "out", encodings=())
         assert main(["verify", str(tmp_path / "out")]) == 0
-        assert ("WARNING all residual frames of the clip have the same output" in capsys.readouterr().out) is still
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("WARNING: all residual frames of the clip have the same output" in shown) is still
 
 
 def test_like_layers_share_a_line(

@@ -128,14 +128,18 @@ def test_fewer_bits_ride_in_8_exactly(tmp_path: Path) -> None:
 def test_what_the_compiler_gets_wrong_is_avoided_and_would_not_pass(
     tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch norm behind an addition (pyramid), a ReLU6 whose 6 lies beyond the grid (mobile)."""
+    """A batch norm behind an addition (pyramid), a ReLU6 whose 6 lies beyond the grid (mobile).
+
+    Of six seeds of the video five hit the fault of batch norms, by single channels.
+    """
+    frames = video(10, seed=3)
     net = {"replace_norms": "pyramid", "limit_clips": "mobile"}[fault]
-    model = build(net, "W8A8->W4A8", frames=FRAMES, reference="quantized", weights="channel")
+    model = build(net, "W8A8->W4A8", frames=frames, reference="quantized", weights="channel")
     verified = {}
     for avoided in (True, False):
         if not avoided:
             monkeypatch.setattr(htp_build, fault, lambda _: {})
-        export_model(model, FRAMES, tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
+        export_model(model, frames, tmp_path / "out", encodings=(), htp=HtpConfig(compile=False))
         verified[avoided] = verify_htp(tmp_path / "out", frames=1, layers=False)
 
     assert verified[True].passed
