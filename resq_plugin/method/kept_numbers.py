@@ -20,7 +20,7 @@ from torch import Tensor
 __all__ = ["KeptNumbers", "compare_numbers", "numbers_are_settled", "settled_numbers"]
 
 _count = itertools.count(1)
-_settled: ContextVar[bool] = ContextVar("resq_settled_numbers", default=False)
+_settled: ContextVar[tuple[list[bool], ...]] = ContextVar("resq_settled_numbers", default=())
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -83,18 +83,19 @@ def settled_numbers(layers: Iterable[Any]) -> Iterator[None]:
     What is written while it runs counts from the next frame on.
     """
     compare_numbers(layers)
-    token = _settled.set(True)
+    entry = [True]
+    _settled.set((*(other for other in _settled.get() if other[0]), entry))
     try:
         yield
     finally:
-        _settled.reset(token)
+        entry[0] = False  # generators leave their blocks in any order, and some in another context
 
 
 def numbers_are_settled() -> bool:
     """Whether layers may use what they have kept: no compiler or tracer may take it for a constant of its graph."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
-    return _settled.get()
+    return any(entry[0] for entry in _settled.get())
 
 
 def _have_one_form(found: list[Tensor], kept: list[Tensor]) -> bool:

@@ -13,7 +13,7 @@ pytest.importorskip("mmseg")
 @pytest.mark.parametrize(
     "name",
     [
-        *("resq_mmengine.clips", "resq_mmengine.video_dataset"),
+        *("resq_mmengine.clips", "resq_mmengine.options"),
         *("resq_mmpose.jhmdb", "resq_mmpose.pose_video", "resq_mmseg.video_file"),
     ],
 )
