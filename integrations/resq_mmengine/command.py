@@ -9,6 +9,7 @@ import io
 import logging
 import math
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +215,8 @@ def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
         if scheme == "float":
             config.test_evaluator = [e for e in config.test_evaluator if e["type"] not in AGREEMENT.values()]
     config.log_level = "ERROR"
+    # Runs of one second would share a visualizer, whose folder may be gone.
+    config.experiment_name = f"resq-{uuid.uuid4().hex}"
     with _quiet(), _errors_of_workers():
         runner = Runner.from_cfg(config)
         metrics = runner.test()

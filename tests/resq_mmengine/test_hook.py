@@ -182,7 +182,7 @@ def test_frame_quantization_sees_every_labelled_frame_once(videos: Path, weights
 
 
 def test_an_interval_of_one_is_frame_quantization(videos: Path, weights: Path, tmp_path: Path) -> None:
-    _, _, frame = run(videos, tmp_path, weights, resq__precision="W8A8")
+    _, _, frame = run(videos, tmp_path, weights, resq__precision="W8A8", resq__interval=1)
     _, _, one = run(videos, tmp_path, weights, resq__interval=1)
     assert one["seg/mIoU"] == frame["seg/mIoU"]
 
