@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterator
 from fractions import Fraction
@@ -17,6 +18,10 @@ from resq_plugin.video.index import ADVICE, frame_index, open_video, reason, vid
 from resq_plugin.video.truncation import missing_bytes
 
 __all__ = ["VideoFile"]
+
+_OPEN: weakref.WeakSet[VideoFile] = weakref.WeakSet()
+_INHERITED: list[object] = []
+"""Decoders of a parent process. Freeing one waits for its threads, which a fork does not have: it hangs or crashes."""
 
 
 class VideoFile:
@@ -86,11 +91,18 @@ class VideoFile:
             raise VideoError(msg)
 
     def _open(self) -> None:
-        self._lock, self._process = threading.Lock(), os.getpid()
+        self._lock = threading.Lock()
         self._container = open_video(self._av, self.path)
         self._stream = video_stream(self._container, self.path)
         self._pictures: Iterator[Any] = iter(())
-        self._next = -1
+        self._next, self._process = -1, os.getpid()
+        _OPEN.add(self)
+
+    def __del__(self) -> None:
+        """Close the decoder now, by its process: left to the garbage collector, a fork might inherit it as garbage."""
+        if getattr(self, "_process", None) == os.getpid():
+            self._pictures = iter(())
+            self._container.close()
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -179,6 +191,14 @@ class VideoFile:
 
     def _unreadable(self, why: str) -> str:
         return f"{self.path} cannot be read as a video: it cannot be decoded ({why}); {self._advice}"
+
+
+def _after_fork() -> None:
+    _INHERITED.extend((file._container, file._stream, file._pictures) for file in list(_OPEN))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _opened(path: str, settings: dict[str, Any]) -> VideoFile:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import os
 import pickle
 import random
 import re
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -336,6 +339,26 @@ def test_missing_decoder_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 # --- threads and processes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["b_frames.mp4", "mpeg4.avi"])
+def test_a_fork_neither_uses_nor_frees_the_decoders_of_its_parent(kind: str, tmp_path: Path) -> None:
+    """GIVEN decoders with threads, WHEN a process forks again and again, THEN no child waits for threads it lacks."""
+    path = encode(tmp_path / kind, **KINDS[kind])
+    expected = decoded(path)[5]
+    for _ in range(20):
+        videos = [VideoFile(path) for _ in range(8)]
+        assert all(len(video[3]) for video in videos)
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # a child that hangs ends with this signal
+            right = all(same(video[5], expected) for video in videos)
+            del videos
+            gc.collect()
+            os._exit(0 if right else 1)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_threads_pickles_and_forks_read_the_same(tmp_path: Path) -> None:
