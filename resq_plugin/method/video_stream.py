@@ -25,7 +25,8 @@ from resq_plugin.method.layers import executing, frame_by_frame, residual_layers
 from resq_plugin.method.outside import generator_that_holds, remembering_nodes, watching_threads
 from resq_plugin.method.recompute import following_checkpoints
 from resq_plugin.method.schedule import Schedule, make_schedule
-from resq_plugin.method.stream_state import FARTHEST, LayerCache, StreamState, describe
+from resq_plugin.method.snapshot import Snapshot, precisions_of
+from resq_plugin.method.stream_state import FARTHEST, StreamState, describe
 
 __all__ = ["Stream", "stream"]
 
@@ -259,17 +260,17 @@ class Stream:
 
     def get_state(self) -> dict[str, Any]:
         """Return copies of all that the next frame depends on; `set_state` of another stream takes it."""
-        return {
-            "position": self.position,
-            "is_keyframe": self.is_keyframe,
-            "demanded": self._demanded,
-            "keyframe_input": None if self._keyframe_input is None else self._keyframe_input.clone(),
-            "reference": self.config.reference,
-            "precisions": self._precisions(),
-            "numbers": self._conditions.numbers.checksum(),
-            "order": list(self._state.keyframe_order),
-            "caches": {key: (cache.x.clone(), cache.z.clone()) for key, cache in self._state.caches.items()},
-        }
+        return Snapshot(
+            position=self.position,
+            is_keyframe=self.is_keyframe,
+            demanded=self._demanded,
+            keyframe_input=self._keyframe_input,
+            reference=self.config.reference,
+            precisions=precisions_of(self.layers),
+            numbers=self._conditions.numbers.checksum(),
+            order=self._state.keyframe_order,
+            caches=self._state.caches,
+        ).to_dict()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `get_state` returned, in this or another stream of the same model.
@@ -278,40 +279,13 @@ class Stream:
             StreamError: the state is of another model, reference, precision, or of other weights or ranges; this
                 stream is unchanged.
         """
-        try:
-            caches = {key: LayerCache(x.clone(), z.clone()) for key, (x, z) in state["caches"].items()}
-            position, is_keyframe, demanded = state["position"], state["is_keyframe"], state["demanded"]
-            keyframe_input, order = state["keyframe_input"], tuple(state["order"])
-            reference, precisions, numbers = state["reference"], state["precisions"], state["numbers"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            msg = f"this is no state of a stream ({error!r}); pass what video.get_state() returned."
-            raise StreamError(msg) from error
-        unknown = sorted({name for name, _ in caches} - set(self.layers))
-        if unknown:
-            msg = f"the state is of another model: it has layer {unknown[0]}, which this model has not."
-            raise StreamError(msg)
-        self._conditions.require_same_model()
-        own = self._precisions()
-        differing = [f"layer {name} {text}" for name, text in precisions.items() if own.get(name) != text]
-        if reference != self.config.reference:
-            differing = [f"reference={reference!r}", *differing]
-        if not differing and numbers != self._conditions.numbers.checksum():
-            differing = ["other weights or ranges"]
-        if differing:
-            msg = (
-                f"the state is of a model with {differing[0]}, this one is {self.config} with "
-                f"reference={self.config.reference!r}; a state moves between copies of one model only."
-            )
-            raise StreamError(msg)
-        self.position, self.is_keyframe, self._demanded = position, is_keyframe, demanded
-        self._keyframe_input = None if keyframe_input is None else keyframe_input.clone()
-        self._state.caches, self._state.keyframe_order = caches, order
+        found = Snapshot.from_dict(state)
+        found.require_model(self.layers, self.config, self._conditions)
+        self.position, self.is_keyframe, self._demanded = found.position, found.is_keyframe, found.demanded
+        self._keyframe_input = found.keyframe_input
+        self._state.caches, self._state.keyframe_order = dict(found.caches), found.order
         if self._keyframe_input is not None:
             self._conditions.remember(self._keyframe_input.device)
-
-    def _precisions(self) -> dict[str, str]:
-        settings = {name: layer.settings for name, layer in self.layers.items()}
-        return {name: f"{each.keyframe}->{each.residual}" for name, each in settings.items()}
 
 
 def stream(

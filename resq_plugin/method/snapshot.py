@@ -1,0 +1,111 @@
+"""What the next frame of a stream depends on, as plain values that move between streams of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from resq_plugin.config import ResQConfig
+from resq_plugin.errors import StreamError
+from resq_plugin.method.conditions import Conditions
+from resq_plugin.method.layers import ResidualLayer
+from resq_plugin.method.stream_state import LayerCache
+
+__all__ = ["Snapshot", "precisions_of"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stream between two frames.
+
+    Attributes:
+        position: t of the last frame.
+        is_keyframe: whether it was a keyframe.
+        demanded: whether the next frame must be one.
+        keyframe_input: the image of the last keyframe, (N, C, H, W).
+        reference: of the configuration.
+        precisions: of every layer.
+        numbers: checksum of weights and ranges.
+        order: layers in the order of the keyframe's calls.
+        caches: by layer and call.
+    """
+
+    position: int
+    is_keyframe: bool
+    demanded: bool
+    keyframe_input: Tensor | None
+    reference: str
+    precisions: Mapping[str, str]
+    numbers: Any
+    order: tuple[str, ...]
+    caches: Mapping[Any, LayerCache]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with copies of every tensor."""
+        return {
+            "position": self.position,
+            "is_keyframe": self.is_keyframe,
+            "demanded": self.demanded,
+            "keyframe_input": None if self.keyframe_input is None else self.keyframe_input.clone(),
+            "reference": self.reference,
+            "precisions": dict(self.precisions),
+            "numbers": self.numbers,
+            "order": list(self.order),
+            "caches": {key: (cache.x.clone(), cache.z.clone()) for key, cache in self.caches.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Snapshot:
+        """Read what `to_dict` returned; tensors are copied.
+
+        Raises:
+            StreamError: it is something else.
+        """
+        try:
+            keyframe_input = state["keyframe_input"]
+            return cls(
+                position=state["position"],
+                is_keyframe=state["is_keyframe"],
+                demanded=state["demanded"],
+                keyframe_input=None if keyframe_input is None else keyframe_input.clone(),
+                reference=state["reference"],
+                precisions=dict(state["precisions"]),
+                numbers=state["numbers"],
+                order=tuple(state["order"]),
+                caches={key: LayerCache(x.clone(), z.clone()) for key, (x, z) in state["caches"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            msg = f"this is no state of a stream ({error!r}); pass what video.get_state() returned."
+            raise StreamError(msg) from error
+
+    def require_model(self, layers: Mapping[str, ResidualLayer], config: ResQConfig, conditions: Conditions) -> None:
+        """Refuse the state of another model.
+
+        Raises:
+            StreamError: layers, reference, precision, weights or ranges differ; the first is named.
+        """
+        unknown = sorted({name for name, _ in self.caches} - set(layers))
+        if unknown:
+            msg = f"the state is of another model: it has layer {unknown[0]}, which this model has not."
+            raise StreamError(msg)
+        conditions.require_same_model()
+        own = precisions_of(layers)
+        differing = [f"layer {name} {text}" for name, text in self.precisions.items() if own.get(name) != text]
+        if self.reference != config.reference:
+            differing = [f"reference={self.reference!r}", *differing]
+        if not differing and self.numbers != conditions.numbers.checksum():
+            differing = ["other weights or ranges"]
+        if differing:
+            msg = (
+                f"the state is of a model with {differing[0]}, this one is {config} with "
+                f"reference={config.reference!r}; a state moves between copies of one model only."
+            )
+            raise StreamError(msg)
+
+
+def precisions_of(layers: Mapping[str, ResidualLayer]) -> dict[str, str]:
+    """Keyframe and residual precision of every layer, as text."""
+    return {name: f"{layer.settings.keyframe}->{layer.settings.residual}" for name, layer in layers.items()}
