@@ -19,6 +19,7 @@ from PIL import Image
 from resq_mmengine.zoo import FrameModel, build_model
 from torch import Tensor
 
+from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, evaluate
 from resq_plugin.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,3 +97,12 @@ def segment(logits: Any, size: tuple[int, int] = (360, 480)) -> Tensor:
     """Labels (N, H, W) of the main head's logits, as MMSegmentation makes them."""
     scores = logits[0] if isinstance(logits, (tuple, list)) else logits
     return F.interpolate(scores, size=size, mode="bilinear", align_corners=False).argmax(1)
+
+
+def accuracy(model: torch.nn.Module, frames: list[Tensor], targets: dict[str, Any], interval: int) -> Evaluation:
+    """Scores on one video at every position by the paper's protocol: mIoU, and agreement if ``targets`` has it."""
+    makers: dict[str, Any] = {"mIoU": lambda: MeanIoU(CLASSES), "agreement": Agreement}
+    metrics = {name: makers[name] for name in targets}
+    return evaluate(
+        *(model, [frames], targets, metrics), predict=segment, interval=interval, every_position=interval > 1
+    )

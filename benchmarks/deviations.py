@@ -10,12 +10,12 @@ import json
 from typing import Any
 
 import torch
-from camvid import SHAPE, Bench
-from common import machine, parser, write
+from common import accuracy, calibration_clips, camvid, ddrnet, machine, parser, segment, write
 from rich.console import Console
 from rich.table import Table
 
 from resq_plugin import ResQConfig, calibrate, convert, measure_cost, revert
+from resq_plugin.evaluation import float_predictions
 
 STATIC, DYNAMIC = "W8A8->W4A4", "W8A8->W8A{0,4,8}"
 FIRST = {"backbone.stem.0.conv": "W8A8"}
@@ -43,21 +43,23 @@ def main() -> None:
     options.add_argument("--only", default="", metavar="TEXT", help="run settings whose name holds this")
     args = options.parse_args()
     kept = {row["setting"]: row for row in json.loads(args.out.read_text())["rows"]} if args.out.exists() else {}
-    args.fresh = True
     torch.set_num_threads(args.threads)
     console = Console()
-    bench = Bench(args)
+    model = ddrnet(args.data / "weights" / "ddrnet23slim_camvid.pth")
+    frames, labels = camvid(args.data, "val")
+    clips = calibration_clips(camvid(args.data, "calib")[0])
+    targets = {"mIoU": [labels], "agreement": float_predictions(model, [frames], segment)}
     table = Table("setting", "precision", "mIoU", "agreement %", "GBOPs per frame")
     for label, precision, settings in CASES:
         if args.only not in label:
             continue
         config = ResQConfig.parse(precision, **settings)
-        convert(bench.model, config, example=bench.frames[0])
-        calibrate(bench.model, bench.clips)
-        result = bench.measure(config.interval if config.residual else 1)
-        revert(bench.model)
-        cost = measure_cost(bench.model, SHAPE, config, **result.amortized())
-        row = {"setting": label, "precision": precision, "interval": config.interval, "miou": result.mean("miou")}
+        convert(model, config, example=frames[0])
+        calibrate(model, clips)
+        result = accuracy(model, frames, targets, config.interval if config.residual else 1)
+        revert(model)
+        cost = measure_cost(model, tuple(frames[0].shape), config, **result.amortized())
+        row = {"setting": label, "precision": precision, "interval": config.interval, "miou": result.mean("mIoU")}
         row |= {"agreement": result.mean("agreement"), "gbops_per_frame": cost.bops_per_frame / 1e9}
         kept[label] = row
         rows = [kept[name] for name, *_ in CASES if name in kept]

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import CLASSES, calibration_clips, camvid, ddrnet, machine, parser, require, segment, write
+from common import accuracy, calibration_clips, camvid, ddrnet, machine, parser, require, segment, write
 from torch import Tensor, nn
 
 from resq_plugin import ResQConfig, calibrate, convert, load_checkpoint, measure_cost, save_checkpoint
-from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, evaluate, float_predictions
+from resq_plugin.evaluation import Evaluation, float_predictions
 from resq_plugin.training import Camera, StillClips, TrainConfig, train
 
 ROWS = {  # precision to T; the most wanted first
@@ -138,13 +138,7 @@ class Bench:
         model.eval()
         if "agreement" not in self.targets:  # made by the first model, before it is trained
             self.targets["agreement"] = float_predictions(model, [self.frames], segment)
-        metrics: dict[str, Any] = {"mIoU": lambda: MeanIoU(CLASSES), "agreement": Agreement}
-        return evaluate(
-            *(model, [self.frames], self.targets, metrics),
-            predict=segment,
-            interval=interval,
-            every_position=interval > 1,
-        )
+        return accuracy(model, self.frames, self.targets, interval)
 
     def make(self, precision: str, interval: int, folder: Path) -> Segmenter:
         """The calibrated model that training starts from."""
