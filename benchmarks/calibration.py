@@ -2,16 +2,21 @@
 
     uv run python benchmarks/calibration.py                  # time and memory at c = 64, r = 20, 512x1024
     uv run python benchmarks/calibration.py --quality 4      # also the loss against the exhaustive search, on 4 clips
+    uv run python benchmarks/calibration.py --sweep          # only: eight settings against one, in processor time
 
 Quality: the loss of Eq. 8 on full maps of all calibration frames, of the range found against the best of all r
 candidates, per quantizer. The exhaustive search is the same objective with nothing sampled.
+Sweep: what eight settings take with shared statistics, against each of them alone: to calibrate on camvid/calib at
+360x480, and as whole sweeps of `compare` that are measured on camvid/val.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +26,9 @@ from forward import drifting
 from rich.console import Console
 from torch import Tensor, nn
 
-from resq_plugin import ResQConfig, calibrate, convert
-from resq_plugin.calibration import Collector, FullMapComparison, candidate_ranges
+from resq_plugin import ResQConfig, calibrate, compare, convert, revert
+from resq_plugin.calibration import Collector, FullMapComparison, Statistics, candidate_ranges
+from resq_plugin.comparison import DEFAULT_SETTINGS, expand
 from resq_plugin.method import executing, residual_layers
 
 PRECISION = "W8A8->W4A4"
@@ -91,15 +97,63 @@ def ranges_of(model: nn.Module) -> dict[str, dict[str, float]]:
     }
 
 
+def sweep_seconds(weights: Path, data: Path) -> dict[str, Any]:
+    """Processor time of calibrations and of sweeps, of eight settings and of one."""
+    net, clips = ddrnet(weights), calibration_clips(camvid(data, "calib")[0])
+    frames, _ = camvid(data, "val")
+    configs = [setting.config for setting in expand(DEFAULT_SETTINGS) if setting.config is not None]
+    one = configs[5]
+
+    def calibrations(chosen: Sequence[ResQConfig], *, shared: bool) -> float:
+        common, seconds = Statistics(), 0.0
+        for config in chosen:
+            convert(net, config, example=frames[0])
+            start = time.process_time()
+            calibrate(net, clips, statistics=common if shared else None)
+            seconds += time.process_time() - start
+            revert(net)
+        return seconds
+
+    def sweep(chosen: Sequence[ResQConfig]) -> float:
+        start = time.process_time()
+        compare(net, frames, chosen, calibration=clips, progress=False)
+        return time.process_time() - start
+
+    order = [*configs[4:], *configs[:4]]  # those with residuals first, as `compare` takes them
+    alone = {config.notation: calibrations([config], shared=False) for config in configs}
+    found = {
+        "settings": list(alone),
+        "calibration_alone": [round(seconds, 1) for seconds in alone.values()],
+        "calibration_shared": round(calibrations(order, shared=True), 1),
+        "sweep_of_one": round(sweep([one]), 1),
+        "sweep_of_eight": round(sweep(configs), 1),
+        "one": one.notation,
+    }
+    found["calibration_ratio"] = round(found["calibration_shared"] / alone[one.notation], 2)
+    found["sweep_ratio"] = round(found["sweep_of_eight"] / found["sweep_of_one"], 2)
+    return found
+
+
 def main() -> None:
     """Print and write the figures."""
     options = parser(__doc__, "calibration.json")
     options.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
     options.add_argument("--quality", type=int, default=0, metavar="CLIPS", help="clips for the exhaustive search")
+    options.add_argument("--sweep", action="store_true", help="only measure eight settings against one")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     console = Console()
     weights = args.data / "weights" / "ddrnet23slim_camvid.pth"
+    kept = json.loads(args.out.read_text()) if args.out.exists() else {}
+    if args.sweep:
+        found = sweep_seconds(weights, args.data)
+        write(args.out, {**kept, "sweep": {**found, "machine": machine()}})
+        console.print(
+            f"calibration of eight settings {found['calibration_shared']} s of processor time, each alone "
+            f"{found['calibration_alone']} s: {found['calibration_ratio']} times {found['one']}; whole sweep "
+            f"{found['sweep_of_eight']} s, of one {found['sweep_of_one']} s: {found['sweep_ratio']} times"
+        )
+        return
     net = ddrnet(weights)
     clips = calibration_clips(drifting(SAMPLES + 3, *args.size))[: SAMPLES // 2]
     with torch.inference_mode():
@@ -127,7 +181,7 @@ def main() -> None:
             f"loss over the exhaustive search's: median {statistics.median(excess):.3%}, largest {max(excess):.2%}, "
             f"{over} of {len(excess)} quantizers above 1 %"
         )
-    write(args.out, result)
+    write(args.out, {**result, **{key: kept[key] for key in ("sweep",) if key in kept}})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from resq_plugin.calibration.clips import Clip
-from resq_plugin.calibration.collect import Collector, FullMapComparison
+from resq_plugin.calibration.collect import Collector
+from resq_plugin.calibration.fingerprint import fingerprint
+from resq_plugin.calibration.full_maps import FullMapComparison
 from resq_plugin.calibration.ranges import candidate_ranges
+from resq_plugin.calibration.statistics import Statistics
 from resq_plugin.calibration.temporal import calibrate
 
-__all__ = ["Clip", "Collector", "FullMapComparison", "calibrate", "candidate_ranges"]
+__all__ = [
+    "Clip",
+    "Collector",
+    "FullMapComparison",
+    "Statistics",
+    "calibrate",
+    "candidate_ranges",
+    "fingerprint",
+]

@@ -1,104 +1,20 @@
-"""The executors of calibration: they run layers in float and look at what passes."""
+"""The executor that collects: it runs layers in float and samples what they read."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resq_plugin.calibration.ranges import output_loss
+from resq_plugin.calibration.layer_samples import LayerSamples, widen
 from resq_plugin.calibration.sampling import Window, choose_windows, cut_windows, output_positions
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError
-from resq_plugin.method import Call, CountingExecutor, ResidualLayer, fake_quantize, scale_from_range
+from resq_plugin.method import Call, CountingExecutor, ResidualLayer
 
-__all__ = ["Collector", "FullMapComparison", "LayerSamples", "best", "widen"]
-
-Quantize = Callable[[Tensor], Tensor]
-
-STILL = 2.0**-20
-"""Changes up to this share of the inputs themselves are noise of float arithmetic."""
-
-
-@dataclass
-class LayerSamples:
-    """What calibration keeps of one layer: windows of its inputs and statistics of the full maps.
-
-    Attributes:
-        clips: per clip and call, windows (n, C, h, w) by position; all positions of a clip show the same places.
-        keyframe_range: minimum and maximum of x.
-        residual_range: minimum and maximum of the change since the reference, in float; None when no residual was
-            seen.
-        is_complete: whether the windows hold all output positions of every frame.
-        residuals: per clip and call, the positions that count as residual samples.
-        keyframes: per clip and call, the positions that count as keyframe samples.
-    """
-
-    clips: list[dict[int, Tensor]] = field(default_factory=list)
-    keyframes: list[list[int]] = field(default_factory=list)
-    residuals: list[list[int]] = field(default_factory=list)
-    keyframe_range: tuple[float, float] = (float("inf"), -float("inf"))
-    residual_range: tuple[float, float] | None = None
-    is_complete: bool = True
-    square_sum: float = 0.0
-    pixels: int = 0
-
-    def is_signed(self, config: ResQConfig) -> bool:
-        """Whether the keyframe grid is symmetric."""
-        return config.keyframe_grid == "symmetric" or self.keyframe_range[0] < 0
-
-    @property
-    def largest(self) -> float:
-        """Largest magnitude of x."""
-        return max(self.keyframe_range[1], -self.keyframe_range[0])
-
-    @property
-    def is_still(self) -> bool:
-        """Whether no residual differs from zero."""
-        low, high = self.residual_range or (0.0, 0.0)
-        return max(high, -low) <= STILL * self.largest
-
-    @property
-    def widest_change(self) -> float:
-        """The largest change between two inputs in the range of those seen; the input itself if that is constant."""
-        low, high = self.keyframe_range
-        return float(torch.tensor((high - low) or self.largest))
-
-    @property
-    def activation_norm(self) -> float:
-        """Root mean square over pixels of ‖x‖, the norm being taken over channels."""
-        return math.sqrt(self.square_sum / max(self.pixels, 1))
-
-    def keyframe_inputs(self) -> list[Tensor]:
-        """All keyframe windows, batches (n, C, h, w) of one shape each."""
-        return _batches(clip[t] for clip, chosen in zip(self.clips, self.keyframes, strict=True) for t in chosen)
-
-    def residual_inputs(self, reference: str, quantize: Quantize) -> list[Tensor]:
-        """All residual windows δ, batches (n, C, h, w) of one shape each, to the reference that streams will use.
-
-        The running reference is taken as the last frame quantized on the keyframe grid: its own error depends on the
-        very range that is searched.
-        """
-        deltas = []
-        for clip, chosen in zip(self.clips, self.residuals, strict=True):
-            for t in chosen:
-                last = max(position for position in clip if position < t)
-                x = clip[last if reference == "running" else 0]
-                deltas.append(clip[t] - (x if reference == "float" else quantize(x)))
-        return _batches(deltas)
-
-
-def _batches(windows: Iterable[Tensor]) -> list[Tensor]:
-    """Concatenate windows by shape: maps smaller than a window make smaller ones."""
-    groups: dict[torch.Size, list[Tensor]] = {}
-    for window in windows:
-        groups.setdefault(window.shape[1:], []).append(window)
-    return [torch.cat(group) for group in groups.values()]
-
+__all__ = ["Collector", "Key", "difference"]
 
 Key = tuple[str, int, torch.Size]
 """One call of one layer in a frame: layer name, number of the call, shape of the input."""
@@ -121,6 +37,7 @@ class Collector(CountingExecutor):
         self.samples: dict[str, LayerSamples] = {}
         self.generator = torch.Generator().manual_seed(0)
         self.frames = {"keyframe": 0, "residual": 0}
+        self.passed_over = 0
         self._windows: dict[Key, list[Window]] = {}
         self._references: dict[Key, Tensor] = {}
         self._slots: dict[Key, int] = {}
@@ -139,6 +56,7 @@ class Collector(CountingExecutor):
 
     def pass_over_frame(self) -> None:
         """Do not count this frame, because it called no layer."""
+        self.passed_over += 1
         for role in self._roles:
             self.frames[role] -= 1
 
@@ -151,9 +69,13 @@ class Collector(CountingExecutor):
     @property
     def wanted(self) -> int:
         """How many frames of the next clip to look at; 0 when enough samples of each kind were seen."""
-        limit = self.config.calibration.samples
-        keyframes, residuals = limit - self.frames["keyframe"], limit - self.frames["residual"]
-        return max(keyframes, 0) if self.config.residual is None or residuals <= 0 else max(keyframes, residuals + 1)
+        keyframes, residuals = self.missing_keyframes, self.config.calibration.samples - self.frames["residual"]
+        return keyframes if self.config.residual is None or residuals <= 0 else max(keyframes, residuals + 1)
+
+    @property
+    def missing_keyframes(self) -> int:
+        """How many more frames frame quantization would look at."""
+        return max(self.config.calibration.samples - self.frames["keyframe"], 0)
 
     def finish(self) -> None:
         """Drop layers without a keyframe sample, and raise unless some layer was reached."""
@@ -171,7 +93,7 @@ class Collector(CountingExecutor):
         if key not in self._slots:
             self._windows[key] = choose_windows(layer, x, self.positions, self.generator)
             self._slots[key] = len(samples.clips)
-            samples.is_complete &= self.positions >= output_positions(layer, x)
+            samples.complete.append(self.positions >= output_positions(layer, x))
             samples.clips.append({})
             samples.keyframes.append([])
             samples.residuals.append([])
@@ -187,28 +109,10 @@ class Collector(CountingExecutor):
         elif "residual" in self._roles:
             samples.residuals[slot].append(self._position)
             low = samples.residual_range or (float("inf"), -float("inf"))
-            samples.residual_range = widen(low, _difference(x, self._references, key), name)
+            samples.residual_range = widen(low, difference(x, self._references, key), name)
         if self.config.reference == "running" and key in self._references:
             self._references[key] = x.clone()
         return z
-
-
-def best(losses: Mapping[float, float]) -> float:
-    """The half range of the smallest loss; of equal ones the first."""
-    return min(losses, key=losses.__getitem__)
-
-
-def widen(bounds: tuple[float, float], x: Tensor, name: str) -> tuple[float, float]:
-    """Widen a range (minimum, maximum) so that it holds ``x``, which layer ``name`` reads.
-
-    Raises:
-        CalibrationError: NaN or Inf in ``x``.
-    """
-    low, high = (float(end) for end in torch.aminmax(x))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        msg = f"layer {name} reads NaN or Inf although the frame has none; the network makes them before that layer."
-        raise CalibrationError(msg)
-    return min(bounds[0], low), max(bounds[1], high)
 
 
 def _require_batch(layer: ResidualLayer, x: Tensor) -> None:
@@ -221,7 +125,7 @@ def _require_batch(layer: ResidualLayer, x: Tensor) -> None:
         raise CalibrationError(msg)
 
 
-def _difference(x: Tensor, references: Mapping[Key, Tensor], key: Key) -> Tensor:
+def difference(x: Tensor, references: Mapping[Key, Tensor], key: Key) -> Tensor:
     """Residual of ``x`` to the same call in the first frame of the clip, or in the last one that had it."""
     if key not in references:
         name, call, shape = key
@@ -231,75 +135,3 @@ def _difference(x: Tensor, references: Mapping[Key, Tensor], key: Key) -> Tensor
         )
         raise CalibrationError(msg)
     return x - references[key]
-
-
-class FullMapComparison(CountingExecutor):
-    """Executor that runs layers in float and adds the loss of Eq. 8 on full maps to that of a few ranges.
-
-    Args:
-        config: the configuration.
-        ranked: per layer and quantizer, half ranges and their losses on the sample, best first.
-        samples: the samples of every layer.
-    """
-
-    def __init__(
-        self,
-        config: ResQConfig,
-        ranked: Mapping[str, Mapping[str, Mapping[float, float]]],
-        samples: Mapping[str, LayerSamples],
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.finalists = {name: {key: dict(losses) for key, losses in item.items()} for name, item in ranked.items()}
-        self.samples = samples
-        self._keyframes = {name: best(item["keyframe"]) for name, item in self.finalists.items()}
-        self._references: dict[Key, Tensor] = {}
-        self._position = 0
-
-    def start_frame(self, position: int) -> None:
-        """Begin the keyframe (0) or the residual frame (1) of a pair."""
-        self._position = position
-        self.calls.clear()
-        if position == 0:
-            self._references.clear()
-
-    def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
-        """Run one call of one layer in float."""
-        name = layer.settings.name
-        if name not in self.finalists:
-            return layer.dense(x, **options)
-        key = (*call, x.shape)
-        residuals = [quantizer for quantizer in self.finalists[name] if quantizer != "keyframe"]
-        self._compare(layer, "keyframe", x, options, signed=self.samples[name].is_signed(self.config))
-        if self._position == 0:
-            self._references[key] = self._reference(layer, x)
-        elif residuals:
-            delta = _difference(x, self._references, key)
-            for quantizer in residuals:
-                self._compare(layer, quantizer, delta, options, signed=True)
-        return layer.dense(x, **options)
-
-    def _reference(self, layer: ResidualLayer, x: Tensor) -> Tensor:
-        if self.config.reference == "float":
-            return x.clone()
-        name = layer.settings.name
-        signed, bits = self.samples[name].is_signed(self.config), layer.activation_quantizers()["keyframe"].bits
-        half = torch.tensor(self._keyframes[name], dtype=torch.float64)
-        scale = scale_from_range(-half, half, bits, signed=signed).to(x.device)
-        return fake_quantize(x, scale, bits, signed=signed)
-
-    def _compare(
-        self, layer: ResidualLayer, quantizer: str, x: Tensor, options: dict[str, Any], *, signed: bool
-    ) -> None:
-        name, bits = layer.settings.name, layer.activation_quantizers()[quantizer].bits
-        losses = self.finalists[name][quantizer]
-        if len(losses) < 2:
-            return
-        weight = layer.weight_of("keyframe" if quantizer == "keyframe" else "residual")
-
-        def apply(x: Tensor, weight: Tensor) -> Tensor:
-            return layer.linear(x, weight, None, **options)
-
-        target = apply(x, layer.weight_of("float"))
-        for half_range in losses:
-            losses[half_range] += output_loss(x, target, weight, half_range, bits, signed, apply)

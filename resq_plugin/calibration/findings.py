@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from resq_plugin.calibration.collect import LayerSamples
+from resq_plugin.calibration.layer_samples import LayerSamples
 from resq_plugin.calibration.needs import describe_needs, find_needs
 from resq_plugin.calibration.search import LayerSearch
 from resq_plugin.method import ResidualLayer

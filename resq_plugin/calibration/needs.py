@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from resq_plugin.backends import TorchResidualLayer
-from resq_plugin.calibration.collect import LayerSamples, best
+from resq_plugin.calibration.layer_samples import LayerSamples, best
 from resq_plugin.calibration.search import LayerSearch, PathSearch, search_path
 from resq_plugin.config import MAX_BITS, Precision
 from resq_plugin.method import ResidualLayer, fake_quantize_weight, weight_scale

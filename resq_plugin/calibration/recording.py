@@ -29,11 +29,11 @@ class Recording:
     """The outermost module calls of one frame, in order, and what every ResQ layer read.
 
     Attributes:
-        calls: module, positional and keyword arguments, private copies.
+        calls: name of the module, positional and keyword arguments, private copies.
         inputs: name of the layer and mean magnitude of its input, per call.
     """
 
-    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     inputs: list[tuple[str, float]] = field(default_factory=list)
 
 
@@ -46,12 +46,13 @@ def recording(model: nn.Module, *, keep: bool = True) -> Iterator[Recording]:
         keep: also copy the arguments, for `replay`.
     """
     found, depth = Recording(), 0
+    names = {module: name for name, module in model.named_modules()}
     shared: dict[int, Any] = {id(part): part for part in (*model.modules(), *model.parameters(), *model.buffers())}
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal depth
         if depth == 0 and keep:
-            found.calls.append((module, *_copied(args, kwargs, shared)))
+            found.calls.append((names[module], *_copied(args, kwargs, shared)))
         depth += 1
         if isinstance(module, ResidualLayer):
             x = args[0] if args else kwargs["input"]
@@ -88,8 +89,8 @@ def replay(model: nn.Module, recorded: Recording) -> None:
         CalibrationError: a layer reads something else, because a module keeps a state of its own between frames.
     """
     with recording(model, keep=False) as again:
-        for module, args, kwargs in recorded.calls:
-            module(*args, **kwargs)
+        for name, args, kwargs in recorded.calls:
+            model.get_submodule(name)(*args, **kwargs)
     names = [name for name, _ in recorded.inputs], [name for name, _ in again.inputs]
     for index, (name, value) in enumerate(recorded.inputs):
         if names[0] != names[1] or not math.isclose(value, again.inputs[index][1], rel_tol=TOLERANCE, abs_tol=1e-12):

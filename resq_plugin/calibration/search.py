@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from resq_plugin.calibration.collect import LayerSamples, best, widen
+from resq_plugin.calibration.fingerprint import fingerprint
+from resq_plugin.calibration.layer_samples import LayerSamples, Losses, best, widen
 from resq_plugin.calibration.ranges import candidate_ranges, output_loss, search_range
 from resq_plugin.calibration.sampling import apply_to_windows
 from resq_plugin.config import ResQConfig
 from resq_plugin.method import ResidualLayer, fake_quantize, scale_from_range
 
 __all__ = ["FINALISTS", "LayerSearch", "PathSearch", "search_layer", "search_path"]
+
+Depends = tuple[Hashable, ...]
 
 FINALISTS = 3
 """Candidates of the sampled search that are compared on full maps."""
@@ -66,12 +69,19 @@ class LayerSearch:
     Attributes:
         ranked: per quantizer the finalists, half ranges and their squared losses, best first.
         energies: per path (``keyframe``, ``residual``) what 0 bits lose.
+        depends: per quantizer, what its losses depend on, beside the samples.
         is_still: whether the inputs of the layer never changed, so that the residual range is that of its inputs.
     """
 
     ranked: dict[str, dict[float, float]]
     energies: dict[str, float]
+    depends: Mapping[str, Hashable]
     is_still: bool = False
+
+    def __add__(self, other: LayerSearch) -> LayerSearch:
+        """Of both paths."""
+        ranked, energies = self.ranked | other.ranked, self.energies | other.energies
+        return LayerSearch(ranked, energies, {**self.depends, **other.depends})
 
 
 def search_path(
@@ -105,23 +115,55 @@ def search_path(
     return PathSearch(batches, targets, bounds, signed, config.calibration.candidates, apply)
 
 
-def search_layer(layer: ResidualLayer, samples: LayerSamples) -> LayerSearch:
-    """Find the best half ranges of every quantizer of a layer on the sampled windows."""
-    quantizers = layer.activation_quantizers()
-    path = search_path(layer, samples, "keyframe")
-    ranked = {"keyframe": path.rank(layer.weight_of("keyframe"), quantizers["keyframe"].bits)}
-    energies = {"keyframe": path.energy}
-    if samples.residual_range is not None:
-        pool = {name: quantizer.bits for name, quantizer in quantizers.items() if name != "keyframe"}
-        if samples.is_still:
-            half = samples.widest_change
-            ranked |= {name: {half if bits else 0.0: 0.0} for name, bits in pool.items()}
-        else:
-            path = search_path(layer, samples, "residual", best(ranked["keyframe"]))
-            energies["residual"] = path.energy
-            w_hat = layer.weight_of("residual")
-            ranked |= {name: path.rank(w_hat, bits) if bits else {0.0: 0.0} for name, bits in pool.items()}
+def search_layer(
+    layer: ResidualLayer, samples: LayerSamples, known: dict[Hashable, Losses] | None = None
+) -> LayerSearch:
+    """Find the best half ranges of every quantizer of a layer on the sampled windows.
+
+    Args:
+        layer: the layer.
+        samples: what was collected of its inputs.
+        known: what was found before on these samples, by what it depends on; what is new is added.
+    """
+    known = {} if known is None else known
+    config, quantizers = layer.settings.config, layer.activation_quantizers()
+    pool = {name: quantizer.bits for name, quantizer in quantizers.items() if name != "keyframe"}
+    keyframe = quantizers["keyframe"].bits, samples.is_signed(config)
+    path = partial(search_path, layer, samples, "keyframe")
+    depends: Depends = (layer.settings.name, config.calibration.candidates, keyframe[1])
+    found = _search(layer, "keyframe", {"keyframe": keyframe[0]}, path, depends, known)
+    is_still = samples.residual_range is not None and samples.is_still
+    if is_still:
+        half = samples.widest_change
+        found += LayerSearch({name: {half if bits else 0.0: 0.0} for name, bits in pool.items()}, {}, {})
+    elif samples.residual_range is not None:
+        half = best(found.ranked["keyframe"])
+        path = partial(search_path, layer, samples, "residual", half)
+        depends = (layer.settings.name, config.calibration.candidates, config.reference)
+        depends += () if config.reference == "float" else (*keyframe, half)
+        found += _search(layer, "residual", pool, path, depends, known)
     # Where the windows are the whole maps, a comparison on some of the frames knows less.
     count = 1 if samples.is_complete else FINALISTS
-    finalists = {name: dict(itertools.islice(losses.items(), count)) for name, losses in ranked.items()}
-    return LayerSearch(finalists, energies, is_still=samples.residual_range is not None and samples.is_still)
+    finalists = {name: dict(itertools.islice(losses.items(), count)) for name, losses in found.ranked.items()}
+    return replace(found, ranked=finalists, is_still=is_still)
+
+
+def _search(
+    layer: ResidualLayer,
+    kind: str,
+    quantizers: Mapping[str, int],
+    make_path: Callable[[], PathSearch],
+    depends: Depends,
+    known: dict[Hashable, Losses],
+) -> LayerSearch:
+    """Rank the ranges of the quantizers of one path, given by their bits, as far as they are not known."""
+    w_hat = layer.weight_of(kind)
+    of_path = (kind, *depends)
+    keys = {name: (*of_path, fingerprint([("", w_hat)]), bits) for name, bits in quantizers.items()}
+    if any(key not in known for key in (of_path, *keys.values())):
+        path = make_path()
+        known.setdefault(of_path, {0.0: path.energy})
+        for name, bits in quantizers.items():
+            if keys[name] not in known:
+                known[keys[name]] = path.rank(w_hat, bits) if bits else {0.0: 0.0}
+    return LayerSearch({name: known[key] for name, key in keys.items()}, {kind: known[of_path][0.0]}, keys)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,16 +12,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resq_plugin.backends import find_backend
-from resq_plugin.calibration.clips import Clip, expected_samples, select_intervals
-from resq_plugin.calibration.collect import Collector, FullMapComparison, LayerSamples, best
+from resq_plugin.calibration.clips import Clip
+from resq_plugin.calibration.collection import collect
 from resq_plugin.calibration.findings import find_findings, log_findings
-from resq_plugin.calibration.recording import Recording, chosen_pair, keep_pair, recording, replay
-from resq_plugin.calibration.scenes import SceneChanges
+from resq_plugin.calibration.full_maps import compare_on_full_maps
+from resq_plugin.calibration.layer_samples import LayerSamples, best
 from resq_plugin.calibration.search import search_layer
-from resq_plugin.calibration.whole_clips import whole_clips
+from resq_plugin.calibration.statistics import Statistics
 from resq_plugin.config import ResQConfig
-from resq_plugin.conversion import evaluating, fold_batch_norms
-from resq_plugin.method import ResidualLayer, executing, frame_to, image_of, residual_layers, set_scene_threshold
+from resq_plugin.conversion import evaluating
+from resq_plugin.method import ResidualLayer, residual_layers, set_scene_threshold
 
 __all__ = ["calibrate"]
 
@@ -36,6 +35,7 @@ def calibrate(
     *,
     run: Callable[[Any], Any] | None = None,
     start: Callable[[], Any] | None = None,
+    statistics: Statistics | None = None,
     progress: bool = False,
 ) -> None:
     """Find every activation range by the line search of Eq. 8 and set it.
@@ -56,105 +56,40 @@ def calibrate(
             looked at twice, so it runs each once; without ``start`` also the very first one for its batch norms.
         start: what begins a video, where ``run`` keeps state between frames: every clip is then run from its first
             frame on, in order, and frames that call no layer (a first frame that is given) are passed over.
+        statistics: what other calibrations of this model on these clips have found, and this one adds to; see
+            `resq_plugin.calibration.Statistics`. ``run`` and ``start`` have to do the same in all of them.
         progress: show a progress bar.
 
     Raises:
-        CalibrationError: no clip, clips of one frame (residuals need two), NaN or Inf in a frame, no layer reached, or
-            a frame that is looked at twice depends on a state that the network keeps.
+        CalibrationError: no clip, clips of one frame (residuals need two), NaN or Inf in a frame, no layer reached,
+            a frame that is looked at twice depends on a state that the network keeps, or the statistics are of another
+            model or other clips.
     """
     layers = residual_layers(model)
     config = next(iter(layers.values())).settings.config
     if isinstance(clips, Tensor) and clips.dim() == 5:
         clips = list(clips)
-    collector = Collector(layers, config, expected_samples(clips, config))
-    kept: list[list[Recording]] = []
-    scenes = SceneChanges()
-    numbers: list[int] = []
-    device = _device(model)
     run = run or model
+    look = partial(collect, model, layers, clips, config, run=run, start=start, progress=progress)
     with evaluating(model):
-        select = select_intervals if start is None else partial(whole_clips, start=start)
-        intervals = select(clips, config, lambda: collector.wanted, progress=progress)
-        for index, (number, interval) in enumerate(intervals):
-            frames = [frame_to(frame, device) for frame in interval[: collector.wanted]]
-            numbers.append(number)
-            if index == 0:
-                _fold(model, frames, run, start)
-            pair = chosen_pair(index, len(frames), config)
-            recorded = _collect(model, frames, run, collector, pair)
-            if config.schedule.kind == "scene_change":
-                scenes.add(number, [image_of(frame) for frame in frames])
-            keep_pair(kept, recorded, index, config)
-            if not collector.wanted:
-                break
-        collector.finish()
-        samples = collector.samples
+        found = look() if statistics is None else statistics.collected(model, layers, clips, look, run, start)
+        samples = found.samples
         for name in samples:
             layers[name].calibrate_weights()
         searches = {
-            name: search_layer(layers[name], samples[name])
+            name: search_layer(layers[name], samples[name], found.ranked)
             for name in tqdm(samples, "searching ranges", disable=not progress)
         }
-        findings = find_findings(layers, samples, searches, numbers)
-        ranked = {name: search.ranked for name, search in searches.items()}
-        if any(len(losses) > 1 for quantizers in ranked.values() for losses in quantizers.values()):
-            comparison = FullMapComparison(config, ranked, samples)
-            for pair in tqdm(kept, "comparing on full maps", disable=not progress):
-                with executing(comparison):
-                    for position, recorded in enumerate(pair):
-                        comparison.start_frame(position)
-                        replay(model, recorded)
-            ranked = comparison.finalists
+        findings = find_findings(layers, samples, searches, found.clips)
+        ranked = compare_on_full_maps(model, config, searches, found, progress=progress)
     for name, losses in ranked.items():
         _set_ranges(layers[name], losses, samples[name])
+    scenes = found.scenes
     if config.schedule.kind == "scene_change" and scenes.changes:
         set_scene_threshold(model, scenes.threshold)
         findings += scenes.findings
     log_findings(findings)
     _release_unreached(layers, set(ranked), config)
-
-
-def _device(model: nn.Module) -> torch.device | None:
-    return next((parameter.device for parameter in model.parameters()), None)
-
-
-def _collect(
-    model: nn.Module, frames: list[Any], run: Callable[[Any], Any], collector: Collector, pair: Sequence[int]
-) -> list[Recording]:
-    """Run an interval in float; the positions of the pair are recorded."""
-    recorded, position = [], 0
-    with executing(collector):
-        for frame in frames:
-            collector.start_frame(position)
-            with recording(model) if position in pair else nullcontext() as found:
-                run(frame)
-            if not collector.calls:  # such as a first frame that is given
-                collector.pass_over_frame()
-                continue
-            if found is not None:
-                recorded.append(found)
-            position += 1
-    collector.end_clip()
-    return recorded
-
-
-def _fold(model: nn.Module, frames: list[Any], run: Callable[[Any], Any], start: Callable[[], Any] | None) -> None:
-    """Fold batch norms on the first frame that reaches a layer; a video of its own where ``run`` keeps state."""
-    if start is None:
-        fold_batch_norms(model, frames[0], run)
-        return
-
-    def first_reached(_: Any) -> Any:
-        result = None
-        for frame in frames:
-            with recording(model, keep=False) as found:
-                result = run(frame)
-            if found.inputs:
-                break
-        return result
-
-    fold_batch_norms(model, frames[0], first_reached)
-    start()
 
 
 def _set_ranges(layer: ResidualLayer, ranked: dict[str, dict[float, float]], samples: LayerSamples) -> None:

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from resq_plugin.errors import ReportError
 from resq_plugin.files import write_text
 
-__all__ = ["Journal", "fingerprint"]
+__all__ = ["Journal"]
 
 ROWS = "rows.json"
-
-
-def fingerprint(model: nn.Module, frame: Tensor, **facts: object) -> str:
-    """Tell sweeps apart: weights of the model, first measured frame, and whatever else rows depend on."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, tensor in [*model.state_dict().items(), ("frame", frame)]:
-        if isinstance(tensor, Tensor):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 class Journal:
@@ -34,7 +20,7 @@ class Journal:
 
     Args:
         folder: where ``rows.json`` lies; None keeps rows in memory only.
-        mark: `fingerprint` of the sweep.
+        mark: `resq_plugin.calibration.fingerprint` of the sweep: of all that rows depend on beside their settings.
 
     Raises:
         ReportError: the file is of another sweep, or no such file.
@@ -44,6 +30,8 @@ class Journal:
         self.path = None if folder is None else folder / ROWS
         self.mark = mark
         self.rows: dict[str, dict[str, Any]] = {}
+        self.order: list[str] = []
+        """Settings as they are listed, whichever is measured first."""
         if self.path is not None and self.path.exists():
             self.rows = self._read(self.path)
 
@@ -71,6 +59,10 @@ class Journal:
         """Write all rows, and what else there is to say of them."""
         if self.path is None:
             return
-        values = {"sweep": self.mark, "rows": list(self.rows.values()), **more}
+        names = [
+            *(name for name in self.order if name in self.rows),
+            *(name for name in self.rows if name not in self.order),
+        ]
+        values = {"sweep": self.mark, "rows": [self.rows[name] for name in names], **more}
         text = json.dumps(values, indent=1) + "\n"
         write_text(self.path, text, ReportError)

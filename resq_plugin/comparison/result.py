@@ -174,9 +174,8 @@ class Comparison:
 def _arguments(config: ResQConfig) -> str:
     """Notation and every setting that is not the default, as Python writes them."""
     values, default = config.to_dict(), ResQConfig.parse(config.notation).to_dict()
-    changed = {key: value for key, value in values.items() if value != default[key] or key == "interval"}
-    if config.residual is None:
-        changed.pop("interval", None)
+    shown = set() if config.residual is None else {"interval"}
+    changed = {key: value for key, value in values.items() if value != default[key] or key in shown}
     parts = [repr(config.notation)]
     parts += [f"{key}={_difference(value, default[key])!r}" for key, value in changed.items()]
     return ", ".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ConfigError
 
-__all__ = ["DEFAULT_SETTINGS", "Setting", "checkpoint_path", "expand"]
+__all__ = ["DEFAULT_SETTINGS", "Setting", "checkpoint_path", "expand", "groups_of"]
 
 DEFAULT_SETTINGS = (
     "W8A8",
@@ -87,6 +87,24 @@ class Setting:
         return re.sub(r"[^a-z0-9.]+", "-", self.key.lower().replace("τ", "tau")).strip("-")
 
 
+def groups_of(plan: Sequence[Setting]) -> list[list[Setting]]:
+    """Group settings whose calibrations look at the same frames, those with residuals first, as `Statistics` asks.
+
+    >>> plan = expand(["W8A8", "W8A8->W4A4", "W4A8"], (2, 3))
+    >>> [[str(setting) for setting in group] for group in groups_of(plan)]
+    [['float'], ['W8A8→W4A4, T=2', 'W8A8', 'W4A8'], ['W8A8→W4A4, T=3']]
+    """
+    groups: dict[Hashable, list[Setting]] = {}
+    for setting in plan:
+        config = setting.config
+        looks = config and (
+            *(config.interval, config.reference == "running", config.calibration, config.schedule.kind),
+            *(config.include, config.exclude, config.backend),
+        )
+        groups.setdefault(looks, []).append(setting)
+    return [sorted(group, key=lambda setting: setting.scheme == "frame") for group in groups.values()]
+
+
 def expand(
     settings: Sequence[str | ResQConfig],
     intervals: Sequence[int] = (3,),
@@ -135,7 +153,7 @@ def _configs(
         return
     base = ResQConfig.parse(item, **common)
     if base.residual is None:
-        yield base.replace(interval=1)
+        yield base.replace(interval=intervals[0])  # on the same keyframes as ResQ
         return
     policy = dict(common.get("policy") or {}) if isinstance(common.get("policy"), dict) else {}
     for interval in intervals:

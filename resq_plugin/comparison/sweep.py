@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from resq_plugin.calibration import calibrate
-from resq_plugin.comparison.journal import Journal, fingerprint
+from resq_plugin.calibration import Statistics, calibrate, fingerprint
+from resq_plugin.comparison.journal import Journal
 from resq_plugin.comparison.result import Comparison
-from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, checkpoint_path, expand
+from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, checkpoint_path, expand, groups_of
 from resq_plugin.comparison.showcase import make_showcase
 from resq_plugin.comparison.videos import Videos, identical, split_videos
 from resq_plugin.config import CalibrationConfig, ResQConfig
@@ -55,7 +56,8 @@ def compare(
 
     Accuracy is agreement with the float model where there are no labels. Every setting is converted, calibrated,
     measured by the paper's protocol (§5: every T-th frame a keyframe, mean over the positions in the interval) and
-    reverted; the model is given back as it was.
+    reverted; the model is given back as it was. Settings share what calibration finds, see
+    `resq_plugin.calibration.Statistics`; frame quantization is calibrated on the keyframes of the first T.
 
     Args:
         model: a float model in evaluation mode; ``model(frame)`` runs one frame.
@@ -126,8 +128,7 @@ class _Sweep:
             self.metrics[name] = make
         self.accuracy = next(reversed(self.metrics))
         mark = fingerprint(
-            model,
-            self.first,
+            [*model.state_dict().items(), ("frame", self.first)],
             frames=[len(video) for video in videos.measured],
             clips=[len(clip) for clip in videos.calibration],
             metric=self.accuracy,
@@ -135,14 +136,17 @@ class _Sweep:
         self.journal = Journal(folder, mark)
         self.base = measure_cost(model, videos.shape, ResQConfig.parse("W8A8")).bops_per_frame
         self.notes: list[str] = []
+        self.statistics = Statistics()
 
     def run(self, plan: Sequence[Setting]) -> Comparison:
+        self.journal.order = [setting.key for setting in plan]
         todo = [setting for setting in plan if setting.key not in self.journal.rows]
         if len(todo) < len(plan):
             logger.info("%d of %d rows are there already", len(plan) - len(todo), len(plan))
+        groups = groups_of(todo)
         clip_frames = min(sum(len(clip) for clip in self.videos.calibration), 2 * CalibrationConfig().samples)
-        total = self.videos.frames * (1 + sum(s.config is not None for s in todo))
-        total += clip_frames * sum(s.config is not None for s in todo)
+        total = self.videos.frames * (1 + sum(setting.config is not None for setting in todo))
+        total += clip_frames * sum(group[0].config is not None for group in groups)
         with (
             evaluating(self.model),
             tqdm(total=total, unit="frame", disable=not self.progress, dynamic_ncols=True) as bar,
@@ -150,7 +154,7 @@ class _Sweep:
             self.bar = bar
             if todo:
                 self._float()
-            for setting in todo:
+            for setting in itertools.chain.from_iterable(groups):
                 bar.set_description(str(setting))
                 self._measure(setting)
         rows = [self.journal.rows[setting.key] for setting in plan]
@@ -203,7 +207,7 @@ class _Sweep:
             return
         convert(self.model, setting.config, example=self.first)
         try:
-            calibrate(self.model, self.videos.calibration, run=self._run)
+            calibrate(self.model, self.videos.calibration, run=self._run, statistics=self.statistics)
             found = evaluate(
                 self.model,
                 self.videos.measured,

@@ -12,7 +12,7 @@ from resq_plugin.conversion.checkpoint import (
     save_ranges,
 )
 from resq_plugin.conversion.converter import ConversionSummary, convert, float_state_dict, revert, summarize
-from resq_plugin.conversion.folding import evaluating, fold_batch_norms
+from resq_plugin.conversion.folding import evaluating, fold_batch_norms, folded_pairs
 from resq_plugin.conversion.matching import Match, is_range_of, match_state, unwrap_state
 from resq_plugin.conversion.reading import numpy_globals, read_checkpoint
 
@@ -25,6 +25,7 @@ __all__ = [
     "evaluating",
     "float_state_dict",
     "fold_batch_norms",
+    "folded_pairs",
     "is_range_of",
     "load",
     "load_checkpoint",

@@ -25,6 +25,7 @@ from resq_plugin import (
     save_ranges,
     summarize,
 )
+from resq_plugin.calibration import Statistics
 from resq_plugin.conversion.checkpoint import load_ranges
 from resq_plugin.errors import CalibrationError, ConversionError
 from resq_plugin.evaluation.metrics import Agreement
@@ -68,6 +69,21 @@ def test_outputs_equal_the_torch_backends(zoo: str, precision: str, weights: str
         for kind in ("keyframe", "residual"):
             assert torch.equal(layer.weight_of(kind), other.weight_of(kind))
             assert torch.equal(layer.weight_scale_of(kind), other.weight_scale_of(kind))
+
+
+def test_ranges_from_shared_statistics_are_those_without(reference: str, backend: str) -> None:
+    """One torch net, whose statistics three backends share as far as they may: each asks for its own."""
+    clips, shared, net = [video(4), video(4, seed=1)], Statistics(), seeded(ZOO["plain"])
+    search = {"samples": 5, "positions": 40, "recheck": 2}
+    for precision, by in ((STATIC, backend), ("W8A8", backend), (STATIC, "torch"), (DYNAMIC, backend)):
+        config = ResQConfig.parse(precision, backend=by, reference=reference, weights="channel", calibration=search)
+        found = []
+        for statistics in (shared, None):
+            calibrate(convert(net, config), clips, statistics=statistics)
+            state = net.state_dict().items()
+            found.append({key: value.clone() for key, value in state if isinstance(value, Tensor)})
+            revert(net)
+        assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
 
 
 def test_references_and_grids_equal_the_torch_backends(reference: str, backend: str, calibrated: Make) -> None:
