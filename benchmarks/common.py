@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import platform
@@ -20,7 +19,7 @@ from resq_mmengine.zoo import FrameModel, build_model
 from torch import Tensor
 
 from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, evaluate
-from resq_plugin.files import write_text
+from resq_plugin.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATA = ROOT.parent / "shared" / "data"
@@ -60,7 +59,7 @@ def machine() -> dict[str, Any]:
 
 def write(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole."""
-    write_text(path, json.dumps(values, indent=1) + "\n")
+    write_json(path, values)
 
 
 def ddrnet(checkpoint: Path | None = None, classes: int = CLASSES) -> torch.nn.Module:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from resq_plugin import ResQConfig, calibrate, convert, load_checkpoint, measure_cost, save_checkpoint
 from resq_plugin.evaluation import Evaluation, float_predictions
+from resq_plugin.files import json_text
 from resq_plugin.training import Camera, StillClips, TrainConfig, train
 
 ROWS = {  # precision to T; the most wanted first
@@ -225,7 +226,7 @@ class Bench:
             }
         )
         self.write()
-        print(json.dumps(self.rows[-1]), flush=True)
+        print(json_text(self.rows[-1]), flush=True)
 
 
 class Log:
@@ -242,7 +243,7 @@ class Log:
         line |= {"seconds": round(wall - self.wall, 2), "core_seconds": round(busy - self.busy, 2)}
         self.wall, self.busy = wall, busy
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json_text(line) + "\n")
 
     def minutes(self) -> dict[str, float]:
         """Time of all steps, on the clock and of the processor."""

@@ -373,7 +373,26 @@ def _section(key: str, section: Any, value: object) -> Any:
 
 
 def _check_keys(prefix: str, values: Mapping[str, Any], shown: set[str], allowed: set[str]) -> None:
-    for key in values:
+    for key, value in values.items():
         if key not in allowed:
-            msg = f"unknown setting {prefix}{key}.{nearest(key, shown)} Allowed are {', '.join(sorted(shown))}."
+            hint = nearest(key, shown) if prefix else _home(key, value) or nearest(key, shown)
+            msg = f"unknown setting {prefix}{key}.{hint} Allowed are {', '.join(sorted(shown))}."
             raise ConfigError(msg)
+
+
+_OTHER_NAMES = {
+    "T": "interval",
+    "tau": "threshold",
+    "τ": "threshold",
+    "thresholds": "threshold",
+    "intervals": "interval",
+}
+
+
+def _home(key: str, value: object) -> str:
+    """Where a setting of a section is to be written, or one that is known under another name."""
+    name = _OTHER_NAMES.get(key, key)
+    for section, kind in _SECTIONS.items():
+        if name in {item.name for item in dataclasses.fields(kind)}:
+            return f" Write {section}={{{name!r}: {value!r}}}."
+    return f" Write {name}={value!r}." if name != key else ""

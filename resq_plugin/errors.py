@@ -47,7 +47,7 @@ class FoldingError(ResQError, RuntimeError):
 
 
 class FrameError(ResQError, ValueError):
-    """A frame holds NaN or Inf, or is not a frame at all. The stream is unchanged."""
+    """A frame holds NaN or Inf, is none, or of a size or type that the model cannot take. The stream is unchanged."""
 
 
 class StreamError(ResQError, RuntimeError):

@@ -8,18 +8,29 @@ the same path leaves half of it. Links stay links: what they name is written. A 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from resq_plugin.errors import ResQError
 
-__all__ = ["check_file", "check_folder", "write_text", "written", "written_folder", "written_into"]
+__all__ = [
+    "check_file",
+    "check_folder",
+    "json_text",
+    "write_json",
+    "write_text",
+    "written",
+    "written_folder",
+    "written_into",
+]
 
 Anywhere = str | os.PathLike[str]
 
@@ -64,6 +75,29 @@ def write_text(path: Anywhere, text: str, error: type[ResQError] = ResQError) ->
     """Write a text file in UTF-8, as `written` does."""
     with written(path, error) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Anywhere, values: Any, error: type[ResQError] = ResQError) -> None:
+    """Write values as JSON, as `written` does; see `json_text`."""
+    write_text(path, json_text(values, indent=1) + "\n", error)
+
+
+def json_text(values: Any, indent: int | None = None) -> str:
+    """Values as JSON; NaN and infinities, which JSON does not have, become null.
+
+    >>> json_text({"accuracy": float("nan"), "gbops": 1.5})
+    '{"accuracy": null, "gbops": 1.5}'
+    """
+    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def _finite(values: Any) -> Any:
+    """The same values with None in place of what is no number."""
+    if isinstance(values, float):
+        return values if math.isfinite(values) else None
+    if isinstance(values, Mapping):
+        return {key: _finite(value) for key, value in values.items()}
+    return [_finite(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
 @contextmanager

@@ -91,16 +91,24 @@ class AimetResidualLayer(HostedLayer, TorchResidualLayer):
         """Φ_a."""
         if self.placement == "hardware":
             return NoQuantizer(self.settings.keyframe.pool[-1], is_upstream=True)
-        return ActivationView(self.input_quantizers[0], f"layer {self.settings.name} (keyframe)")
+        return ActivationView(self.input_quantizers[0], f"layer {self.settings.name} (keyframe)", self._advice)
 
     @property
     def residual_quantizers(self) -> list[ActivationView | NoQuantizer]:  # type: ignore[override]
         """The pool of Θ_a, low to high bit width."""
         owner = f"layer {self.settings.name} (residual, {{}} bits)"
         return [
-            NoQuantizer() if quantizer is None else ActivationView(quantizer, owner.format(quantizer.bitwidth))
+            NoQuantizer()
+            if quantizer is None
+            else ActivationView(quantizer, owner.format(quantizer.bitwidth), self._advice)
             for quantizer in self._residual_holders()
         ]
+
+    @property
+    def _advice(self) -> str:
+        """What finds ranges: of a layer of a sim, its own call."""
+        is_of_sim = self.__dict__.get("_before") is not None
+        return "resq.compute_encodings(clips)" if is_of_sim else ActivationView.advice
 
     def _residual_holders(self) -> list[Any]:
         if self.settings.residual is None:

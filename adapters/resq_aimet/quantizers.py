@@ -51,10 +51,12 @@ class ActivationView:
     Attributes:
         quantizer: what holds the range; learnable, part of AIMET's state dicts and encodings.
         owner: what errors call it.
+        advice: the call that finds its range.
     """
 
     quantizer: QuantizeDequantize
     owner: str
+    advice: str = "resq_plugin.calibrate(model, clips)"
 
     @property
     def bits(self) -> int:
@@ -96,7 +98,7 @@ class ActivationView:
     def check(self) -> None:
         """Raise unless calibrated."""
         if not self.is_calibrated:
-            msg = f"{self.owner} has no range; call resq_plugin.calibrate(model, clips) before you run the model."
+            msg = f"{self.owner} has no range; call {self.advice} before you run the model."
             raise CalibrationError(msg)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from aimet_torch import QuantizationSimModel
@@ -14,12 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from resq_aimet._compat import guard_graph, release_graph
 from resq_aimet.backend import placing
+from resq_aimet.quantizers import NoQuantizer
 from resq_plugin import convert as convert_model
 from resq_plugin import revert as revert_model
-from resq_plugin.calibration import Clip, calibrate
+from resq_plugin.calibration import Clip, calibrate, checked_frames
 from resq_plugin.config import ResQConfig
-from resq_plugin.errors import ConfigError, nearest
-from resq_plugin.method import LayerSettings, Stream, residual_layers, stream
+from resq_plugin.errors import CalibrationError, ConfigError, ConversionError, nearest
+from resq_plugin.method import LayerSettings, Stream, residual_layers, stream, telling_unfit_frames
 
 __all__ = ["PLACEMENTS", "ResQSim", "convert"]
 
@@ -60,6 +62,12 @@ class ResQSim:
         Raises:
             CalibrationError: the clips are unusable; what the search sets stays as it was.
         """
+        if callable(clips):
+            msg = (
+                "compute_encodings of a ResQ sim takes clips, not a callback as AIMET's: write "
+                "resq.compute_encodings([clip, ...]) with clips of consecutive frames, (T, C, H, W) each."
+            )
+            raise CalibrationError(msg)
         if self.placement == "hardware":
             clips = list(clips)
             self._let_aimet_calibrate(clips, run)
@@ -79,10 +87,12 @@ class ResQSim:
         if all(quantizer.is_initialized() for quantizer in self.sim.quantizers() if quantizer not in theta):
             return
 
+        frames = [checked_frames(clip, index) for index, clip in enumerate(clips)]
+
         def show(model: nn.Module) -> None:
-            for clip in clips:
-                for frame in clip:
-                    (run or model)(frame if frame.dim() > 3 else frame[None])
+            for frame in chain.from_iterable(frames):
+                with telling_unfit_frames(model, frame, CalibrationError, run):
+                    (run or model)(frame)
 
         self.sim.compute_encodings(show)
 
@@ -98,14 +108,27 @@ class ResQSim:
             _put_back(taken)
 
     def stream(self, **options: Any) -> Stream:
-        """Open one video, see `resq_plugin.stream`."""
+        """Open one video, see `resq_plugin.stream`.
+
+        Raises:
+            CalibrationError: the sim has no encodings.
+        """
+        self._require_encodings()
         return stream(self.sim.model, **options)
 
     def export(self, path: Any, frames: Any, **options: Any) -> Any:
         """Write keyframe and residual graph, encodings and manifest, see `resq_plugin.export.export_model`."""
+        self._require_encodings()
         from resq_plugin.export import export_model  # noqa: PLC0415  # takes onnx, an extra
 
         return export_model(self.sim.model, frames, path, **options)
+
+    def _require_encodings(self) -> None:
+        """Raise where nothing was found yet, which AIMET's own quantizers would tell with less advice."""
+        views = [view for layer in residual_layers(self.sim.model).values() for view in _ranges(layer)]
+        if views and not any(view.is_calibrated for view in views):
+            msg = "the sim has no encodings; call resq.compute_encodings(clips), clips of consecutive frames, before."
+            raise CalibrationError(msg)
 
     def revert(self) -> QuantizationSimModel:
         """Undo `convert` in place and return the sim, with the quantizers it had before."""
@@ -129,9 +152,16 @@ def convert(sim: QuantizationSimModel, config: ResQConfig | str, *, placement: s
         The sim with its `ResQSim.compute_encodings`, `ResQSim.stream` and `ResQSim.export`.
 
     Raises:
-        ConversionError: already converted, or nothing to convert; the sim is unchanged.
+        ConversionError: no sim, already converted, or nothing to convert; the sim is unchanged.
         ConfigError: unknown placement, or a precision other than the sim's where AIMET's encodings stay.
     """
+    if not isinstance(sim, QuantizationSimModel):
+        msg = (
+            f"resq_aimet.convert takes AIMET's QuantizationSimModel, not a {type(sim).__name__}; write "
+            "sim = aimet_torch.QuantizationSimModel(model, dummy_input) and convert(sim, ...), or for a float model "
+            "resq_plugin.convert(model, ResQConfig.parse('W8A8->W4A4', backend='aimet'))."
+        )
+        raise ConversionError(msg)
     if placement not in PLACEMENTS:
         msg = f"placement={placement!r} is not allowed; write 'paper' or 'hardware'.{nearest(placement, PLACEMENTS)}"
         raise ConfigError(msg)
@@ -151,6 +181,11 @@ def convert(sim: QuantizationSimModel, config: ResQConfig | str, *, placement: s
     removed = _take(_between(sim)) if placement == "paper" else []
     guard_graph(sim.connected_graph)
     return ResQSim(sim, placement, removed)
+
+
+def _ranges(layer: Any) -> list[Any]:
+    """The activation quantizers of a layer that must be calibrated."""
+    return [view for view in layer.activation_quantizers().values() if not isinstance(view, NoQuantizer)]
 
 
 def _between(sim: QuantizationSimModel) -> list[nn.Module]:

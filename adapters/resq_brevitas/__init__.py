@@ -1,6 +1,10 @@
 """ResQ for Brevitas: layers with a residual path, and quantizers on the grid of Eq. 6."""
 
-from resq_brevitas.classes import (
+from resq_plugin.extras import need
+
+need("brevitas", "brevitas")
+
+from resq_brevitas.classes import (  # noqa: E402
     ResQConv1d,
     ResQConv2d,
     ResQConv3d,
@@ -9,8 +13,8 @@ from resq_brevitas.classes import (
     ResQConvTranspose3d,
     ResQLinear,
 )
-from resq_brevitas.layer_map import layer_map
-from resq_brevitas.quantizers import (
+from resq_brevitas.layer_map import layer_map  # noqa: E402
+from resq_brevitas.quantizers import (  # noqa: E402
     ResQAct,
     ResQActMSE,
     ResQWeightPerChannel,

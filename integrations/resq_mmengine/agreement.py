@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from mmengine.evaluator import BaseMetric
 from resq_mmengine.registry import METRICS
 
 __all__ = ["FloatAgreement"]
+
+logger = logging.getLogger(__name__)
 
 
 @METRICS.register_module()
@@ -27,8 +30,14 @@ class FloatAgreement(BaseMetric):
         for sample in data_samples:
             found = sample["pred_sem_seg"]["data"]
             expected = sample["float_prediction"]["pred_sem_seg"]["data"]
-            self.results.append((int((found == expected).sum()), found.numel()))
+            low, high = (int(value) for value in expected.aminmax())
+            self.results.append((int((found == expected).sum()), found.numel(), low, high))
 
-    def compute_metrics(self, results: list[tuple[int, int]]) -> dict[str, float]:
+    def compute_metrics(self, results: list[tuple[int, ...]]) -> dict[str, float]:
         """Return the share in percent."""
-        return {"agreement": 100 * sum(equal for equal, _ in results) / sum(total for _, total in results)}
+        if len({label for _, _, *labels in results for label in labels}) == 1:
+            logger.warning(
+                "the float model gives every pixel one and the same label, so that agreement with it says nothing; "
+                "look at the checkpoint, the frames and their normalization."
+            )
+        return {"agreement": 100 * sum(equal for equal, *_ in results) / sum(total for _, total, *_ in results)}

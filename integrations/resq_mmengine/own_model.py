@@ -56,7 +56,7 @@ class OwnModel:
     ) -> None:
         self.videos = [Path(path) for path in videos]
         read_checkpoint(checkpoint)  # what cannot be read is said before anything takes its time
-        pictures = [open_pictures(path) for path in self.videos]
+        pictures = [open_pictures(path, frames) for path in self.videos]
         own = _function(predict) if predict else None
         config = load_config(source)
         config.merge_from_dict(read_options(options))
@@ -97,7 +97,7 @@ class OwnModel:
     def clips(self, paths: Sequence[Path], interval: int) -> list[list[Tensor]]:
         """Return clips of T frames from other videos, for calibration."""
         length = max(interval, 2)
-        found = [self._frames(open_pictures(path)) for path in paths]
+        found = [self._frames(open_pictures(path, self.limit)) for path in paths]
         return [video[start : start + length] for video in found for start in range(0, len(video) - 1, length)]
 
     def labels(self, folder: Path) -> list[list[Tensor | None]]:
@@ -111,7 +111,10 @@ class OwnModel:
         if self.metric is None:
             msg = "--labels takes label maps of a segmentor; leave it out to measure the agreement with float."
             raise ConfigError(msg)
-        return [label_maps(folder, path, len(frames)) for path, frames in zip(self.videos, self.frames, strict=True)]
+        return [
+            label_maps(folder, path, len(frames), (frames.picture(0).shape[1], frames.picture(0).shape[2]))
+            for path, frames in zip(self.videos, self.frames, strict=True)
+        ]
 
 
 def _function(text: str) -> Callable[[Any], Tensor]:

@@ -15,7 +15,7 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from torch import Tensor, nn
 
 from resq_mmengine.refusals import RANDOM_TRANSFORMS
-from resq_plugin.errors import ConfigError
+from resq_plugin.errors import ConfigError, VideoError
 from resq_plugin.video import ImageFolder, VideoFile
 
 if TYPE_CHECKING:
@@ -29,13 +29,27 @@ LOADERS = ("LoadImage", "LoadAnnotations", "LoadImageFromFile", "LoadImageFromND
 """Transforms that get pictures and labels from files; here the pictures are there already."""
 
 
-def open_pictures(path: Path) -> Sequence[Any]:
+def open_pictures(path: Path, frames: int | None = None) -> Sequence[Any]:
     """Return the pictures (H, W, 3), RGB, uint8, of a video file or a folder of frames, decoded when asked for.
 
+    Args:
+        path: the file or folder.
+        frames: only so many from the start are asked for, which may be there although the file breaks off.
+
     Raises:
-        VideoError: it cannot be read as either.
+        ConfigError: so many frames cannot be asked for.
+        VideoError: it cannot be read as either, or breaks off before so many frames.
     """
-    return ImageFolder(path) if path.is_dir() else cast("Sequence[Any]", VideoFile(path))
+    if frames is not None and frames < 1:
+        msg = f"--frames {frames} is not allowed; write how many frames of each video to take, e.g. --frames 100."
+        raise ConfigError(msg)
+    if path.is_dir():
+        return ImageFolder(path)
+    video = VideoFile(path, partial=frames is not None)
+    if video.broken and frames is not None and frames > len(video):
+        msg = f"{path} {video.broken} {frames} frames are not there; write --frames {len(video)}."
+        raise VideoError(msg)
+    return cast("Sequence[Any]", video)
 
 
 def pipeline_of(config: Config, size: tuple[int, int] | None = None) -> list[dict[str, Any]]:

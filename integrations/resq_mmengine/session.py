@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from numbers import Real
@@ -21,6 +22,8 @@ from resq_plugin.evaluation import Evaluation, sum_pixels
 from resq_plugin.method import FrameCounts, Stream, dense_execution
 
 __all__ = ["PositionEvaluator", "VideoSession"]
+
+logger = logging.getLogger(__name__)
 
 
 class VideoSession:
@@ -175,6 +178,7 @@ class PositionEvaluator:
         for position in sorted(counts):
             evaluator = self.evaluators.get(position) or copy.deepcopy(self.evaluator)
             found[position] = evaluator.evaluate(counts[position])
+        self._tell_of_positions(found.keys())
         names = [name for name, value in found[min(found)].items() if isinstance(value, Real)]
         positions = range(max(found) + 1)
         self.by_position = {
@@ -184,3 +188,17 @@ class PositionEvaluator:
         means = {name: self.evaluation.mean(name) for name in self.by_position}
         apart = {f"{name}_t{t}": value for name, values in self.by_position.items() for t, value in enumerate(values)}
         return means | apart | self.measure(self)
+
+    def _tell_of_positions(self, found: Collection[int]) -> None:
+        """Warn of positions that the mean over positions hides."""
+        schedule = self.session.video.schedule
+        length = schedule.interval
+        missing = [str(t) for t in range(length) if t not in found]
+        if schedule.is_fixed and missing:
+            logger.warning(
+                "T = %d, but no labelled frame came at position %s of an interval, because clips are shorter or every "
+                "position was not asked for. The mean is over the others, while bit operations are those of whole "
+                "intervals; take a T that fits the clips.",
+                length,
+                ", ".join(missing),
+            )

@@ -24,6 +24,7 @@ __all__ = [
     "DatasetError",
     "FramePipeline",
     "VideoDataset",
+    "check_depth",
     "natural_key",
     "require_files",
     "seeded",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     for row in values["rows"]:
         distances = row["by_distance"]["J"]
         if len(distances) > 1:
-            numbers = " ".join(f"{value:.1f}" for value in distances)
+            numbers = " ".join("–" if math.isnan(value) else f"{value:.1f}" for value in distances)
             console.print(f"{row['precision']}: J at distance 0 ... {len(distances) - 1}: {numbers}", highlight=False)
     console.print(f"Masks, overlays and vos.json are in {args.out}", highlight=False, soft_wrap=True)
     return 0

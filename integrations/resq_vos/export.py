@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from resq_plugin.errors import ExportError
 from resq_plugin.export import OrtStream, Verification, export_model, verify
-from resq_plugin.files import write_text
+from resq_plugin.files import write_json
 from resq_vos.bank import Bank, Readable, read_memory, repeated
 from resq_vos.masks import mask_planes, pad
 from resq_vos.step import SegmentationStep
@@ -168,7 +168,7 @@ def export_stm(
     segmented = [pack_segment(step.frame, bank, spec) for step, bank in zip(steps, banks, strict=True)]
     export_model(_Memorize(model).eval(), memorized, folder / "memorize", **options)
     export_model(_Segment(model, spec).eval(), segmented, folder / "segment", **options)
-    write_text(folder / SPEC, json.dumps(asdict(spec), indent=1) + "\n", ExportError)
+    write_json(folder / SPEC, asdict(spec), ExportError)
     return spec
 
 

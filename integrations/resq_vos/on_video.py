@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from resq_plugin.errors import ConfigError
-from resq_plugin.files import check_folder, written_folder, written_into
+from resq_plugin.files import check_folder, write_json, written_folder, written_into
 from resq_plugin.report import describe_machine, row_label, write_film, write_report
 from resq_plugin.video import Frames, read
 from resq_vos.calibration import record_clips
@@ -95,7 +94,7 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str], None] = lambda 
     with written_into(request.out) as folder:
         write_film(folder / "overlay.mp4", films, rate=24)
         write_report(folder / "report.html", f"Masks through {request.video.name}", rows, [], details)
-        (folder / "vos.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "vos.json", values)
     return values
 
 

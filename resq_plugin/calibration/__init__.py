@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resq_plugin.calibration.clips import Clip
+from resq_plugin.calibration.clips import Clip, checked_frames, tell_of_pixels
 from resq_plugin.calibration.collect import Collector
 from resq_plugin.calibration.fingerprint import fingerprint
 from resq_plugin.calibration.full_maps import FullMapComparison
@@ -17,5 +17,7 @@ __all__ = [
     "Statistics",
     "calibrate",
     "candidate_ranges",
+    "checked_frames",
     "fingerprint",
+    "tell_of_pixels",
 ]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import length_hint
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError, FrameError
-from resq_plugin.method import image_of, unusable_values
+from resq_plugin.method import image_of, is_news, looks_like_pixels, unusable_values
 
 __all__ = [
     "NO_CLIP",
@@ -21,7 +22,10 @@ __all__ = [
     "longest_interval",
     "select_intervals",
     "split_clip",
+    "tell_of_pixels",
 ]
+
+logger = logging.getLogger(__name__)
 
 Clip = Tensor | Sequence[Any]
 """(T, C, H, W), or frames: (N, C, H, W) or pytrees with such a tensor."""
@@ -73,13 +77,13 @@ def select_intervals(
     Raises:
         CalibrationError: a clip is unusable, there is none, or none has the two frames that residuals need.
     """
-    count = longest = 0
+    count = longest = batch = 0
     for index, intervals in tqdm(
         _clip_by_clip(clips, config, missing), "running calibration clips", disable=not progress
     ):
         count += 1
         for frames in intervals:
-            longest = max(longest, len(frames))
+            longest, batch = max(longest, len(frames)), max(batch, len(image_of(frames[0])))
             yield index, frames
         if longest < 2 and count >= config.calibration.samples:
             break
@@ -91,7 +95,26 @@ def select_intervals(
             f"least two consecutive frames (T={config.interval} fits the interval), or use "
             f"precision='{config.keyframe}'."
         )
+        if batch > 1:
+            msg += f" If the {batch} pictures in it are a clip, pass the tensor itself: [clip], not [[clip]]."
         raise CalibrationError(msg)
+
+
+def tell_of_pixels(model: nn.Module, frame: Any, where: str) -> None:
+    """Warn, once for a model, of a frame with values of 0 ... 255.
+
+    Args:
+        model: what the frame is for.
+        frame: (N, C, H, W), or a pytree with one.
+        where: what the message calls it.
+    """
+    if looks_like_pixels(frame) and is_news(model, "pixels"):
+        logger.warning(
+            "%s has values up to %.0f and none below 0, like pixels of 0 ... 255 that nobody normalised; unless the "
+            "model does it, pass frames as it was trained on: resq_plugin.video.read(path, mean=..., std=...)",
+            where,
+            float(image_of(frame).max()),
+        )
 
 
 def _clip_by_clip(
@@ -141,7 +164,8 @@ def checked_frames(clip: Clip, index: int) -> list[Any]:
     """
     where = f"calibration clip {index}"
     if isinstance(clip, Tensor) and clip.dim() < 4:
-        msg = f"{where} has shape {tuple(clip.shape)}; a clip is (T, C, H, W) or a list of frames (N, C, H, W)."
+        hint = " Of one clip alone make a list: calibrate(model, [clip])." if clip.dim() == 3 else ""
+        msg = f"{where} has shape {tuple(clip.shape)}; a clip is (T, C, H, W) or a list of frames (N, C, H, W).{hint}"
         raise CalibrationError(msg)
     frames = list(clip.unsqueeze(1)) if isinstance(clip, Tensor) else list(clip)
     if not frames:
@@ -152,7 +176,9 @@ def checked_frames(clip: Clip, index: int) -> list[Any]:
         try:
             shape, first = image_of(frame).shape, image_of(frames[0]).shape
         except FrameError as error:
-            msg = f"{where} is of type {type(frame).__name__}; a frame is a tensor (N, C, H, W), or a pytree with one."
+            name = type(frame).__name__
+            hint = " Write torch.from_numpy(clip) for an array (T, C, H, W)." if name == "ndarray" else ""
+            msg = f"{where} is of type {name}; a frame is a tensor (N, C, H, W), or a pytree with one.{hint}"
             raise CalibrationError(msg) from error
         if shape != first:
             msg = f"{where} has shape {tuple(shape)}; frame 0 has {tuple(first)}."

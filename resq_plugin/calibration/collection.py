@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from resq_plugin.calibration.clips import Clip, expected_samples, select_intervals
+from resq_plugin.calibration.clips import Clip, expected_samples, select_intervals, tell_of_pixels
 from resq_plugin.calibration.collect import Collector
 from resq_plugin.calibration.layer_samples import LayerSamples, Losses
 from resq_plugin.calibration.recording import Recording, chosen_pair, keep_pair, recording
@@ -33,6 +33,7 @@ class Collected:
     Attributes:
         first: frames of the first interval, on which batch norms are folded.
         clips: numbers of the clips that were looked at.
+        longest: frames of the longest interval among them.
         samples: per layer, windows and statistics of its inputs.
         pairs: keyframe and residual frame, recorded to be run again for the comparison on full maps.
         scenes: changes of frames, where the schedule asks for them.
@@ -43,6 +44,7 @@ class Collected:
 
     first: list[Any] = field(default_factory=list)
     clips: list[int] = field(default_factory=list)
+    longest: int = 0
     samples: Mapping[str, LayerSamples] = field(default_factory=dict)
     pairs: list[list[Recording]] = field(default_factory=list)
     scenes: SceneChanges = field(default_factory=SceneChanges)
@@ -83,8 +85,10 @@ def collect(
     for index, (number, interval) in enumerate(intervals):
         frames = [frame_to(frame, device) for frame in interval[: collector.wanted]]
         found.clips.append(number)
+        found.longest = max(found.longest, len(interval))
         if index == 0:
             found.first = frames
+            tell_of_pixels(model, frames[0], f"calibration clip {number}")
             fold_on(model, frames, run, start)
         pair = chosen_pair(index, len(frames), config)
         # Frame quantization stops earlier, where there are enough keyframes; its pairs are then others.

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from resq_plugin.calibration.layer_samples import LayerSamples
 from resq_plugin.calibration.needs import describe_needs, find_needs
 from resq_plugin.calibration.search import LayerSearch
+from resq_plugin.config import ResQConfig
 from resq_plugin.method import ResidualLayer
 
-__all__ = ["find_findings", "log_findings"]
+__all__ = ["find_findings", "log_findings", "too_short"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,24 @@ def find_findings(
     if needs:
         found.append(describe_needs(needs, layers))
     return found
+
+
+def too_short(longest: int, config: ResQConfig) -> list[str]:
+    """What is to be said of clips that show shorter distances than streams will have.
+
+    Args:
+        longest: frames of the longest interval that was looked at.
+        config: T; with ``reference="running"`` residuals are always to the frame before, and with scene changes T is
+            but the longest interval.
+    """
+    is_bounded = config.reference == "running" or config.schedule.kind != "interval"
+    if config.residual is None or is_bounded or longest >= config.interval:
+        return []
+    return [
+        f"the longest clip has {longest} frames, but T={config.interval}: residuals of frames farther than "
+        f"{longest - 1} from their keyframe were not seen, and their ranges may be too narrow. Pass clips of "
+        f"{config.interval} consecutive frames"
+    ]
 
 
 def _dead_members(layer: ResidualLayer, search: LayerSearch) -> list[int]:

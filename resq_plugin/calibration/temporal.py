@@ -14,14 +14,15 @@ from tqdm import tqdm
 from resq_plugin.backends import find_backend
 from resq_plugin.calibration.clips import Clip
 from resq_plugin.calibration.collection import collect
-from resq_plugin.calibration.findings import find_findings, log_findings
+from resq_plugin.calibration.findings import find_findings, log_findings, too_short
 from resq_plugin.calibration.full_maps import compare_on_full_maps
 from resq_plugin.calibration.layer_samples import LayerSamples, best
 from resq_plugin.calibration.search import search_layer
 from resq_plugin.calibration.statistics import Statistics
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion import evaluating
-from resq_plugin.method import ResidualLayer, residual_layers, set_scene_threshold
+from resq_plugin.errors import CalibrationError
+from resq_plugin.method import ResidualLayer, residual_layers, set_scene_threshold, telling_unfit_frames
 
 __all__ = ["calibrate"]
 
@@ -62,14 +63,14 @@ def calibrate(
 
     Raises:
         CalibrationError: no clip, clips of one frame (residuals need two), NaN or Inf in a frame, no layer reached,
-            a frame that is looked at twice depends on a state that the network keeps, or the statistics are of another
-            model or other clips.
+            a frame that is looked at twice depends on a state that the network keeps, the model fails on a frame and
+            runs on one of another size, type or layout, or the statistics are of another model or other clips.
     """
     layers = residual_layers(model)
     config = next(iter(layers.values())).settings.config
     if isinstance(clips, Tensor) and clips.dim() == 5:
         clips = list(clips)
-    run = run or model
+    run = _telling(model, run or model)
     look = partial(collect, model, layers, clips, config, run=run, start=start, progress=progress)
     with evaluating(model):
         found = look() if statistics is None else statistics.collected(model, layers, clips, look, run, start)
@@ -80,7 +81,7 @@ def calibrate(
             name: search_layer(layers[name], samples[name], found.ranked)
             for name in tqdm(samples, "searching ranges", disable=not progress)
         }
-        findings = find_findings(layers, samples, searches, found.clips)
+        findings = find_findings(layers, samples, searches, found.clips) + too_short(found.longest, config)
         ranked = compare_on_full_maps(model, config, searches, found, progress=progress)
     for name, losses in ranked.items():
         _set_ranges(layers[name], losses, samples[name])
@@ -90,6 +91,16 @@ def calibrate(
         findings += scenes.findings
     log_findings(findings)
     _release_unreached(layers, set(ranked), config)
+
+
+def _telling(model: nn.Module, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Say of a frame that the model cannot take what is wrong with it."""
+
+    def told(frame: Any) -> Any:
+        with telling_unfit_frames(model, frame, CalibrationError, run):
+            return run(frame)
+
+    return told
 
 
 def _set_ranges(layer: ResidualLayer, ranked: dict[str, dict[float, float]], samples: LayerSamples) -> None:

@@ -96,6 +96,12 @@ def _show_cpu(found: Verification, console: Console) -> None:
     console.print(
         f"argmax of the {found.frames}-frame clip as one stream: {found.agreement:.2f} % equal", highlight=False
     )
+    if found.is_constant:
+        warn(
+            console,
+            "torch's argmax is one and the same everywhere, so that equal ones say nothing: look at the frames of the "
+            "clip and their normalization.",
+        )
     if found.is_still:
         warn(
             console,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from resq_plugin.errors import ReportError
-from resq_plugin.files import write_text
+from resq_plugin.files import write_json
 
 __all__ = ["Journal"]
 
 ROWS = "rows.json"
+NUMBERS = ("accuracy", "agreement", "gbops_per_frame", "relative_bops", "gbops_peak")
 
 
 class Journal:
@@ -38,7 +40,7 @@ class Journal:
     def _read(self, path: Path) -> dict[str, dict[str, Any]]:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            mark, rows = values["sweep"], {row["setting"]: row for row in values["rows"]}
+            mark, rows = values["sweep"], {row["setting"]: _with_nan(row) for row in values["rows"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             msg = f"{path} holds no rows of a comparison ({error!r}); name another folder, or remove the file."
             raise ReportError(msg) from error
@@ -64,5 +66,9 @@ class Journal:
             *(name for name in self.rows if name not in self.order),
         ]
         values = {"sweep": self.mark, "rows": [self.rows[name] for name in names], **more}
-        text = json.dumps(values, indent=1) + "\n"
-        write_text(self.path, text, ReportError)
+        write_json(self.path, values, ReportError)
+
+
+def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a file, in which a number that nobody knows is null."""
+    return {key: math.nan if key in NUMBERS and value is None else value for key, value in row.items()}

@@ -132,6 +132,7 @@ def expand(
         if not isinstance(values, (list, tuple)) or not values:
             msg = f"{key}={values!r} is not allowed; write a list of at least one, e.g. {_EXAMPLES[key]}."
             raise ConfigError(msg)
+    _refuse_overruled(common)
     found = dict.fromkeys(
         Setting(config) for item in settings for config in _configs(item, intervals, thresholds, common)
     )
@@ -143,6 +144,20 @@ _EXAMPLES = {
     "intervals": "intervals=[3]",
     "thresholds": "thresholds=[0.1]",
 }
+
+
+def _refuse_overruled(common: dict[str, Any]) -> None:
+    """Refuse what ``intervals`` and ``thresholds`` would overrule."""
+    policy = common.get("policy")
+    threshold = policy.get("threshold") if isinstance(policy, dict) else None
+    for key, value, many in (
+        ("interval", common.get("interval"), "intervals"),
+        ("threshold", common.get("threshold"), "thresholds"),
+        ("policy.threshold", threshold, "thresholds"),
+    ):
+        if value is not None:
+            msg = f"{key}={value!r} is given for all settings at once by a list; write {many}=[{value!r}]."
+            raise ConfigError(msg)
 
 
 def _configs(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from resq_plugin.calibration import Statistics, calibrate, fingerprint
+from resq_plugin.calibration import Statistics, calibrate, fingerprint, tell_of_pixels
 from resq_plugin.comparison.journal import Journal
 from resq_plugin.comparison.result import Comparison
 from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, checkpoint_path, expand, groups_of
@@ -23,9 +23,9 @@ from resq_plugin.comparison.videos import Videos, identical, split_videos
 from resq_plugin.config import CalibrationConfig, ResQConfig
 from resq_plugin.conversion import convert, evaluating, revert, save_checkpoint
 from resq_plugin.cost import Cost, measure_cost
-from resq_plugin.errors import ConfigError, ConversionError
-from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, Metric, evaluate
-from resq_plugin.method import ResidualLayer
+from resq_plugin.errors import ConfigError, ConversionError, ResQError
+from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, Metric, evaluate, make_metric
+from resq_plugin.method import FAILURES, ResidualLayer, failure_on, is_news, telling_unfit_frames
 from resq_plugin.report import Draw
 
 __all__ = ["compare"]
@@ -84,13 +84,14 @@ def compare(
         A `Comparison`: rows, a sentence, a table, figures and a report.
 
     Raises:
-        ConfigError: settings or frames that cannot be compared.
+        ConfigError: settings, metrics or frames that cannot be compared.
         ConversionError: the model is converted already, or has nothing to convert.
         ReportError: the folder holds another comparison or cannot be written.
     """
     if any(isinstance(module, ResidualLayer) for module in model.modules()):
         msg = "compare takes the float model; call resq_plugin.revert(model) before it."
         raise ConversionError(msg)
+    _check_metrics(metric, agreement)
     plan = expand(settings, intervals, thresholds, **common)
     longest = max(setting.interval for setting in plan)
     samples = max((item.config.calibration for item in plan if item.config), key=lambda c: c.samples).samples
@@ -116,6 +117,7 @@ class _Sweep:
         self.draw = draw
         self.model, self.videos, self.folder, self.progress = model, videos, folder, progress
         self.first = videos.measured[0][0]
+        tell_of_pixels(model, self.first, "frame 0 of video 0")
         output = first_output(model, self.first)
         self.predict = predict or _default_predict(output)
         probe: object = self.predict(output)
@@ -193,6 +195,7 @@ class _Sweep:
         for video in self.videos.measured:
             predictions.append([_small(self._counted(self.model(frame))) for frame in video])
         if identical(predictions):
+            is_news(self.model, "constant")  # which the notes tell
             self.notes.append(
                 "The float model predicts one and the same value everywhere, so that agreement with it says nothing; "
                 "look at the frames and their normalization."
@@ -267,32 +270,27 @@ def first_output(model: nn.Module, frame: Tensor) -> Any:
     """Return what the model makes of a frame (1, C, H, W), in evaluation mode.
 
     Raises:
-        ConfigError: it fails on it; the message names sizes near it on which it does not.
+        ConfigError: it fails on it; the message names sizes near it, or a type or layout, in which it does not.
     """
     with evaluating(model):
         try:
-            return model(frame)
-        except (RuntimeError, ValueError) as error:
-            height, width = frame.shape[-2:]
-            text = " ".join(str(error).split())
-            msg = f"the model fails on frames of {height} × {width} ({text[:200]})"
-            near = [f"{h} × {w}" for h, w in _sizes_near(height, width) if _runs(model, frame, (h, w))]
-            hint = f"; it runs on {', '.join(near)}: resize frames to such a size." if near else "."
-            raise ConfigError(msg + hint) from error
+            with telling_unfit_frames(model, frame, ConfigError):
+                return model(frame)
+        except FAILURES as error:
+            if isinstance(error, ResQError):
+                raise
+            msg = f"{failure_on(frame, error)}."
+            raise ConfigError(msg) from error
 
 
-def _sizes_near(height: int, width: int) -> list[tuple[int, int]]:
-    """The nearest sizes that 32 and 64 divide, other than the size itself."""
-    sizes = [(max(step, step * round(height / step)), max(step, step * round(width / step))) for step in (16, 32, 64)]
-    return [size for size in dict.fromkeys(sizes) if size != (height, width)]
-
-
-def _runs(model: nn.Module, frame: Tensor, size: tuple[int, int]) -> bool:
-    try:
-        model(frame.new_zeros((*frame.shape[:-2], *size)))
-    except (RuntimeError, ValueError):
-        return False
-    return True
+def _check_metrics(metric: Any, agreement: Any) -> None:
+    make_metric("agreement", agreement)
+    if metric is None:
+        return
+    if not (isinstance(metric, tuple) and len(metric) == 2 and isinstance(metric[0], str)):
+        msg = f"metric={metric!r} must be a name and what makes it, e.g. metric=('mIoU', lambda: MeanIoU(19))."
+        raise ConfigError(msg)
+    make_metric(*metric)
 
 
 def _known(values: Sequence[float]) -> list[float | None]:

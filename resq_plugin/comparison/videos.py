@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,8 @@ from resq_plugin.errors import ConfigError
 
 __all__ = ["Videos", "identical", "split_videos"]
 
-logger = logging.getLogger(__name__)
-
 LEAST = 4
 """Frames of a calibration share from which it is worth its name."""
-LARGE = 30.0
-"""Mean magnitude of normalised pixels that no normalization yields; 0 ... 255 has about 100."""
 
 
 @dataclass(frozen=True)
@@ -176,14 +171,6 @@ def _check_frame(frame: Any, index: int) -> None:
             "resq_plugin.video.read(path, mean=..., std=...) makes them."
         )
         raise ConfigError(msg)
-    magnitude = float(frame.detach().abs().mean())
-    if magnitude > LARGE:
-        logger.warning(
-            "%s has values of %.0f on average, like pixels of 0 ... 255 that nobody normalised; unless the model does "
-            "it, pass frames as it was trained on: resq_plugin.video.read(path, mean=..., std=...)",
-            where,
-            magnitude,
-        )
 
 
 def _check_labels(labels: Sequence[Any], videos: Sequence[Any]) -> None:

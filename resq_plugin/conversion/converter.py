@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -65,11 +66,13 @@ def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None
         The same model. Outside a stream it is the frame-by-frame quantized model with the keyframe quantizers.
 
     Raises:
-        ConversionError: already converted, nothing to convert, or the backend is not installed.
+        ConversionError: already converted, traced, nothing to convert, or no backend of that name.
+        MissingExtraError: the toolkit of the backend is not installed.
         ConfigError: an override matches no layer.
     """
     if isinstance(config, str):
         config = ResQConfig.parse(config)
+    _refuse_other_forms(model)
     if any(isinstance(module, ResidualLayer) for module in model.modules()):
         msg = (
             f"{type(model).__name__} is already converted; call resq_plugin.revert(model) before you convert it again."
@@ -78,10 +81,12 @@ def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None
     backend = find_backend(config.backend)
     supported = {name: module for name, module in model.named_modules() if backend.supports(module)}
     selected = {name: module for name, module in supported.items() if config.selects(name)}
+    if not supported:
+        raise ConversionError(_nothing_to_convert(model, config.backend))
     if not selected:
         msg = (
             f"no layer of {type(model).__name__} is selected by include={config.include}, exclude={config.exclude}; "
-            f"it has {len(supported)} layers that can be converted, e.g. {', '.join(list(supported)[:3]) or 'none'}."
+            f"it has {len(supported)} layers that can be converted, e.g. {', '.join(list(supported)[:3])}."
         )
         raise ConversionError(msg)
     _check_patterns(config, supported)
@@ -97,6 +102,39 @@ def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None
     if summary.unsupported:
         logger.warning("these linear layers stay in float: %s", ", ".join(summary.unsupported))
     return model
+
+
+def _refuse_other_forms(model: object) -> None:
+    """Refuse what has no layers of its own to convert: graphs that PyTorch made of a model, and no model at all."""
+    if not isinstance(model, nn.Module):
+        msg = f"a {type(model).__name__} is no torch.nn.Module; pass the model that it belongs to."
+        if isinstance(getattr(model, "model", None), nn.Module):  # such as AIMET's simulation
+            msg += " AIMET's QuantizationSimModel takes resq_aimet.convert(sim, config)."
+        raise ConversionError(msg)
+    made_by = "torch.jit" if isinstance(model, torch.jit.ScriptModule) else ""
+    if isinstance(model, torch.fx.GraphModule) and not any(isinstance(m, LINEAR_TYPES) for m in model.modules()):
+        made_by = "torch.export or torch.fx"
+    if made_by:
+        msg = (
+            f"this model is a graph of {made_by}, whose layers are no modules that could be converted; convert the "
+            "model that it was made of, before it is traced."
+        )
+        raise ConversionError(msg)
+
+
+_TOOLKITS = {"aimet_torch": "resq_aimet.convert(sim, config)", "brevitas": "ResQConfig.parse(..., backend='brevitas')"}
+
+
+def _nothing_to_convert(model: nn.Module, backend: str) -> str:
+    """What a model has instead of layers that a backend converts."""
+    found = {name: type(module) for name, module in model.named_modules() if _is_linear(module)}
+    if not found:
+        kinds = "convolution, transposed convolution or linear layer"
+        return f"{type(model).__name__} has no {kinds} to convert."
+    shown = ", ".join(f"{name or 'the model'} ({kind.__name__})" for name, kind in list(found.items())[:3])
+    msg = f"no layer of {type(model).__name__} can be converted with backend={backend!r}; it has {shown}."
+    advice = [_TOOLKITS.get(kind.__module__.partition(".")[0]) for kind in found.values()]
+    return msg + next((f" Write {line}." for line in advice if line), "")
 
 
 def _check_patterns(config: ResQConfig, names: dict[str, Any]) -> None:

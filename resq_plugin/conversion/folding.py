@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,9 +15,9 @@ from torch.utils._pytree import tree_iter
 
 from resq_plugin.backends import FoldedNorm, fold, is_foldable, unfold
 from resq_plugin.errors import CheckpointError
-from resq_plugin.method import ResidualLayer, dense_execution, residual_layers
+from resq_plugin.method import ResidualLayer, dense_execution, evaluating, residual_layers, telling_unfit_frames
 
-__all__ = ["evaluating", "fold_batch_norms", "folded_pairs", "set_folded_pairs"]
+__all__ = ["fold_batch_norms", "folded_pairs", "set_folded_pairs"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +69,9 @@ def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], An
 
     Returns:
         Qualified names of the batch norms folded by this call.
+
+    Raises:
+        FrameError: the model fails on the frame, and runs on one of another size, type or layout.
     """
     layers = list(residual_layers(model).values())
     norms = {name: module for name, module in model.named_modules() if is_foldable(module)}
@@ -102,7 +104,13 @@ def fold_batch_norms(model: nn.Module, frame: Tensor, run: Callable[[Tensor], An
     for norm in norms.values():
         handles += [norm.register_forward_pre_hook(enters, with_kwargs=True), norm.register_forward_hook(leaves)]
     try:
-        with evaluating(model), torch.no_grad(), dense_execution(), readers:
+        with (
+            telling_unfit_frames(model, frame, run=run),
+            evaluating(model),
+            torch.no_grad(),
+            dense_execution(),
+            readers,
+        ):
             result = (run or model)(frame)
         readers.note_kept(sinks.keys() - readers.read_elsewhere)
         del result
@@ -149,15 +157,3 @@ def set_folded_pairs(model: nn.Module, pairs: Mapping[str, str]) -> None:
     for layer, norm in pairs.items():
         folding = cast(ResidualLayer, modules[layer])
         folding._folded.append(fold(modules[norm], folding))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a model in evaluation mode inside and give every module its own training flag back."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training

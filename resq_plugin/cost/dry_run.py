@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resq_plugin.errors import ConfigError, ResQError
-from resq_plugin.method import executing
+from resq_plugin.method import cure_of, executing
 
 __all__ = ["COUNTED_LAYERS", "DryRun", "LayerCall", "UncountedOps", "dry_run"]
 
@@ -97,6 +97,10 @@ def dry_run(model: nn.Module, shape: Sequence[int], arguments: Sequence[Any] = (
         ConfigError: the shape is none.
         ResQError: the model fails on an input of that shape.
     """
+    given: object = shape
+    if isinstance(given, Tensor):
+        msg = f"shape is a tensor; write the shape of a frame: measure_cost(model, {tuple(given.shape)})."
+        raise ConfigError(msg)
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
         msg = f"shape={tuple(shape)!r} must be whole numbers above 0, e.g. (1, 3, 1024, 2048) for (N, C, H, W)."
         raise ConfigError(msg)
@@ -114,7 +118,11 @@ def dry_run(model: nn.Module, shape: Sequence[int], arguments: Sequence[Any] = (
     try:
         return _observe(model, real, torch.zeros(tuple(shape), dtype=dtype, device=device), *arguments)
     except Exception as error:
-        msg = f"{type(model).__name__} fails on an input of shape {tuple(shape)}: {type(error).__name__}: {error}"
+        cure = cure_of(
+            torch.zeros(tuple(shape), dtype=dtype, device=device), lambda x: _observe(model, real, x), dtype
+        )
+        told = str(error).rstrip(".") if cure else error
+        msg = f"{type(model).__name__} fails on an input of shape {tuple(shape)}: {type(error).__name__}: {told}{cure}"
         raise ResQError(msg) from error
 
 

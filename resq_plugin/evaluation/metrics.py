@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from resq_plugin.errors import ConfigError
 
-__all__ = ["PCK", "Agreement", "MeanIoU", "Metric"]
+__all__ = ["PCK", "Agreement", "MeanIoU", "Metric", "make_metric"]
 
 
 class Metric(Protocol):
@@ -61,10 +62,20 @@ class Agreement:
 
     def __init__(self) -> None:
         self.equal = self.total = 0
+        self._range: tuple[float, float] | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all targets are one and the same value, so that the share says nothing."""
+        return self._range is not None and self._range[0] == self._range[1]
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Take two tensors of one shape."""
         _require_shape(prediction, target.shape)
+        if target.numel():
+            low, high = (float(value) for value in target.detach().aminmax())
+            before = self._range or (low, high)
+            self._range = min(low, before[0]), max(high, before[1])
         self.equal += int((prediction.cpu() == target.cpu()).sum())
         self.total += target.numel()
 
@@ -101,6 +112,43 @@ class PCK:
     def compute(self) -> float:
         """Return PCK in percent."""
         return 100 * self.correct / self.total if self.total else float("nan")
+
+
+def make_metric(name: str, make: Any) -> Metric:
+    """Return a new metric.
+
+    Raises:
+        ConfigError: it is a metric already, or needs arguments; the message has the line to write.
+    """
+    shown = make.__name__ if isinstance(make, type) else type(make).__name__
+    if not callable(make):
+        if hasattr(make, "update"):
+            line = f"lambda: {shown}({_arguments(make)})"
+            msg = (
+                f"the metric {name!r} is a {shown}, which has counted already, but every distance from the keyframe "
+                f"needs a new one; pass what makes it: {line}."
+            )
+        else:
+            msg = f"the metric {name!r} is a {shown}, which makes none; pass what makes it: lambda: MeanIoU(19)."
+        raise ConfigError(msg)
+    try:
+        made: Metric = make()
+    except TypeError as error:
+        msg = f"the metric {name!r} cannot be made: {error}; pass a function without arguments: lambda: {shown}(...)."
+        raise ConfigError(msg) from error
+    if not (hasattr(made, "update") and hasattr(made, "compute")):
+        msg = (
+            f"the metric {name!r} makes a {type(made).__name__}; it must make what has update(prediction, target) and "
+            "compute(), such as lambda: MeanIoU(19)."
+        )
+        raise ConfigError(msg)
+    return made
+
+
+def _arguments(metric: object) -> str:
+    """What a metric was made with, as far as its attributes tell."""
+    names = inspect.signature(type(metric)).parameters
+    return ", ".join(repr(getattr(metric, name)) if hasattr(metric, name) else f"{name}=..." for name in names)
 
 
 def _require_shape(prediction: Tensor, shape: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from resq_plugin.errors import ConfigError
-from resq_plugin.evaluation.metrics import Metric
+from resq_plugin.evaluation.metrics import Agreement, Metric, make_metric
 from resq_plugin.evaluation.result import Evaluation
-from resq_plugin.method import Stream, dense_execution, stream
+from resq_plugin.method import Stream, dense_execution, is_news, stream
 
 __all__ = ["evaluate", "float_predictions"]
 
+
+logger = logging.getLogger(__name__)
 
 Sequences = Sequence[Sequence[Any] | Tensor]
 """Per video its frames, each (N, C, H, W) or a pytree with such a tensor."""
@@ -78,7 +81,8 @@ def evaluate(
             outside the stream and are not measured.
 
     Raises:
-        ConfigError: metrics and targets differ in their names or lengths, or ``given`` is negative.
+        ConfigError: metrics and targets differ in their names or lengths, a metric is none that can be made, or
+            ``given`` is negative.
     """
     _check(videos, targets, metrics)
     if not isinstance(given, int) or given < 0:
@@ -87,7 +91,7 @@ def evaluate(
     with stream(model, interval=interval) as video:
         length = video.schedule.interval
         seen: set[tuple[int, str]] = set()
-        tables = [{name: make() for name, make in metrics.items()} for _ in range(length)]
+        tables = [{name: make_metric(name, make) for name, make in metrics.items()} for _ in range(length)]
         for index, frames in enumerate(videos):
             for offset in range(length if every_position and video.schedule.is_fixed else 1):
                 video.reset()
@@ -116,8 +120,35 @@ def evaluate(
             )
             for name in metrics
         }
+        _tell_of_positions(video)
+        agreements = [metric for table in tables for metric in table.values() if isinstance(metric, Agreement)]
+        if agreements and all(metric.is_constant or not metric.total for metric in agreements):
+            _tell_of_constant(model)
         pixels = tuple(video.pixel_counts(distance) for distance in range(1, length))
         return Evaluation(by_distance, pixels if any(pixels) else (), video.frame_counts, video.schedule.is_fixed)
+
+
+def _tell_of_positions(video: Stream) -> None:
+    """Warn where T is longer than what was run, which the mean over positions hides."""
+    ran, length = len(video.frame_counts.by_distance), video.schedule.interval
+    if video.schedule.is_fixed and 0 < ran < length:
+        logger.warning(
+            "T = %d is longer than the longest video, of which %d frames ran: positions from %d on never ran. They "
+            "are NaN and not part of the mean, while bit operations are those of whole intervals; use T = %d, or "
+            "longer videos.",
+            length,
+            ran,
+            ran,
+            ran,
+        )
+
+
+def _tell_of_constant(model: nn.Module) -> None:
+    if is_news(model, "constant"):
+        logger.warning(
+            "the float model predicts one and the same value everywhere, so that agreement with it says nothing; look "
+            "at the frames and their normalization."
+        )
 
 
 def _run_in(video: Stream, run: Run, frame: Any) -> Any:

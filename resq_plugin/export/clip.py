@@ -31,6 +31,14 @@ def as_clip(model: nn.Module, frames: Tensor | Sequence[Tensor]) -> list[Tensor]
     """
     if isinstance(frames, Tensor):
         frames = list(frames.unsqueeze(1) if frames.dim() == 4 else frames)
+    given: Sequence[object] = frames
+    for frame in given:
+        if not isinstance(frame, Tensor):
+            name, hint = type(frame).__name__, ""
+            if name == "ndarray":
+                hint = " Write torch.from_numpy(frames) for an array (T, C, H, W) float32."
+            msg = f"export takes tensors (N, C, H, W) float32; a frame is of type {name}.{hint}"
+            raise ExportError(msg)
     clip = [frame.detach().cpu() for frame in frames]
     if not clip or any(f.dim() != 4 or f.dtype != torch.float32 or f.shape != clip[0].shape for f in clip):
         found = ", ".join(sorted({f"{tuple(f.shape)} {str(f.dtype).removeprefix('torch.')}" for f in clip}))
@@ -57,10 +65,13 @@ def check_length(clip: Sequence[Tensor]) -> None:
         ExportError: one frame.
     """
     if len(clip) == 1:
+        batch = len(clip[0])
         msg = (
             f"the clip has one frame {tuple(clip[0].shape)}, on which no residual frame can be verified; give at "
             "least two consecutive frames, better ten: a list of (N, C, H, W), or a tensor (T, C, H, W)."
         )
+        if batch > 1:
+            msg += f" If these are {batch} frames of one video, pass the tensor itself, without a list around it."
         raise ExportError(msg)
 
 

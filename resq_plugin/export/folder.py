@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import platform
@@ -34,7 +33,7 @@ from resq_plugin.export.replaced import check_export_folder, check_replaced
 from resq_plugin.export.rewrite import to_encodings, to_qdq
 from resq_plugin.export.specs import CacheSpec, GraphSpec, LayerSpec, TensorSpec
 from resq_plugin.export.trace import Traced, trace_keyframe, trace_residual
-from resq_plugin.files import written_folder
+from resq_plugin.files import json_text, written_folder
 from resq_plugin.method import make_schedule, residual_layers
 
 __all__ = ["export_model"]
@@ -153,7 +152,7 @@ def _write_encodings(
     _save(graph, folder / f"{kind}.onnx")
     for number in versions:
         values = encodings_file(number, activations, weights, biases)
-        text = json.dumps(values, indent=1) + "\n"
+        text = json_text(values, indent=1) + "\n"
         (folder / f"{kind}.{number}.encodings").write_text(text, encoding="utf-8")
 
 

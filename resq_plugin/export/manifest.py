@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 from resq_plugin.errors import ExportError
 from resq_plugin.export.specs import FRAME, CacheSpec, FileSpec, GraphSpec, HtpSpec, LayerSpec, TensorSpec
 from resq_plugin.export.strict import load_json, read_as
+from resq_plugin.files import json_text
 
 __all__ = ["GOLDEN", "MANIFEST", "PARTS", "Manifest", "changed_files", "listed_files"]
 
@@ -67,7 +67,7 @@ class Manifest:
         for tensor, spec in zip(values["caches"], manifest.caches, strict=True):
             tensor["bytes"] = spec.bytes
         values["state_bytes"] = manifest.state_bytes
-        (folder / MANIFEST).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
         return manifest
 
     @classmethod

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from resq_plugin.conversion import evaluating
 from resq_plugin.errors import ExportError
 from resq_plugin.export.grid import Grid
-from resq_plugin.method import ActivationQuantizer, ResidualLayer, executing, residual_layers
+from resq_plugin.method import (
+    ActivationQuantizer,
+    ResidualLayer,
+    executing,
+    residual_layers,
+    telling_unfit_frames,
+)
 
 __all__ = ["LayerNumbers", "Weight", "read_numbers"]
 
@@ -54,7 +60,7 @@ def read_numbers(model: nn.Module, frame: Tensor) -> dict[str, LayerNumbers]:
     """Read every converted layer that a frame (N, C, H, W) reaches, whichever backend holds the quantizers.
 
     Raises:
-        ExportError: a layer has no range, or scales that ONNX cannot express.
+        ExportError: the model cannot take the frame, a layer has no range, or scales that ONNX cannot express.
     """
     reached: set[str] = set()
 
@@ -62,7 +68,7 @@ def read_numbers(model: nn.Module, frame: Tensor) -> dict[str, LayerNumbers]:
         reached.add(layer.settings.name)
         return layer.dense(x, **options)
 
-    with evaluating(model), torch.no_grad(), executing(watch):
+    with telling_unfit_frames(model, frame, ExportError), evaluating(model), torch.no_grad(), executing(watch):
         model(frame)
     return {name: _read(layer) for name, layer in residual_layers(model).items() if name in reached}
 

@@ -8,7 +8,6 @@ computes from a made-up quantized input. A difference is one of that very layer,
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from resq_plugin.export.archive import Archive, Expected
 from resq_plugin.export.difference import sample_size
 from resq_plugin.export.manifest import PARTS
 from resq_plugin.export.strict import one_line, parse_json, read_as, read_fields
+from resq_plugin.files import json_text
 
 __all__ = ["PARTS", "Cut", "Part", "check_parts", "cut_graph", "made_up", "read_parts", "write_parts"]
 
@@ -155,7 +155,7 @@ def write_parts(path: Path, parts: Mapping[str, Sequence[Part]], cuts: Mapping[s
         for kind, items in parts.items()
     }
     arrays = {f"{kind}/{part.name}": part.expected for kind, items in parts.items() for part in items}
-    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    text = np.frombuffer(json_text(facts).encode(), np.uint8)
     np.savez_compressed(path, facts=text, **arrays)  # type: ignore[arg-type]
 
 

@@ -43,6 +43,7 @@ class Verification:
         agreement: percent of equal argmax (over channels) of the first output, the clip played as one stream.
         frames: length of the clip.
         is_still: whether all residual frames have the same outputs, so that their equality says nothing.
+        is_constant: whether torch's argmax is one and the same everywhere, so that ``agreement`` says nothing.
     """
 
     parts: tuple[TensorDifference, ...]
@@ -50,6 +51,7 @@ class Verification:
     agreement: float
     frames: int
     is_still: bool = False
+    is_constant: bool = False
 
     @property
     def passed(self) -> bool:
@@ -119,7 +121,11 @@ def verify(folder: str | PathLike[str], *, device: str = "cpu", threads: int = 0
         for part in _parts(Path(folder), kind, all_parts[kind], all_cuts[kind], player.manifest, golden, threads)
     ]
     agreement = 100 * float(np.mean(equal))
-    return Verification(_ranked(parts), _ranked(tensors), agreement, len(golden.frames), _is_still(golden))
+    labels = [classes(outputs[first]) for outputs in golden.stream]
+    is_constant = len({int(value) for label in labels for value in (label.min(), label.max())}) == 1
+    return Verification(
+        _ranked(parts), _ranked(tensors), agreement, len(golden.frames), _is_still(golden), is_constant
+    )
 
 
 def _is_still(golden: Golden) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resq_plugin.method.calls import Call, CountingExecutor
 from resq_plugin.method.frame_counts import FrameCounts, shares_of
-from resq_plugin.method.frames import frame_to, image_of, unusable_values
+from resq_plugin.method.frames import frame_to, image_of, looks_like_pixels, unusable_values
 from resq_plugin.method.kept_numbers import KeptNumbers, compare_numbers, numbers_are_settled, settled_numbers
 from resq_plugin.method.layers import (
     ActivationQuantizer,
@@ -31,10 +31,19 @@ from resq_plugin.method.quantizer import (
 )
 from resq_plugin.method.schedule import make_schedule, relative_change, scene_threshold, set_scene_threshold
 from resq_plugin.method.stream_state import LayerCache, StreamState
+from resq_plugin.method.told import is_news
+from resq_plugin.method.unfit_frames import (
+    FAILURES,
+    cure_of,
+    evaluating,
+    failure_on,
+    telling_unfit_frames,
+)
 from resq_plugin.method.video_stream import Stream, stream
 from resq_plugin.method.workspace import Workspace
 
 __all__ = [
+    "FAILURES",
     "HALF_TYPES",
     "ActivationQuantizer",
     "Call",
@@ -51,15 +60,20 @@ __all__ = [
     "Workspace",
     "choose",
     "compare_numbers",
+    "cure_of",
     "dense_execution",
     "error_map",
+    "evaluating",
     "executing",
+    "failure_on",
     "fake_quantize",
     "fake_quantize_weight",
     "frame_to",
     "image_of",
     "integer_range",
     "is_lowest",
+    "is_news",
+    "looks_like_pixels",
     "make_schedule",
     "mix",
     "numbers_are_settled",
@@ -74,6 +88,7 @@ __all__ = [
     "share_error",
     "shares_of",
     "stream",
+    "telling_unfit_frames",
     "unusable_values",
     "weight_range",
     "weight_scale",

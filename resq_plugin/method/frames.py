@@ -10,7 +10,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from resq_plugin.errors import FrameError
 
-__all__ = ["frame_to", "image_of", "unusable_values"]
+__all__ = ["frame_to", "image_of", "looks_like_pixels", "unusable_values"]
+
+
+LARGE = 30.0
+"""Values above are no normalised pixels; a picture of 0 ... 255 has some in all but complete darkness."""
 
 
 def _tensors(frame: object) -> list[Tensor]:
@@ -33,6 +37,15 @@ def image_of(frame: object) -> Tensor:
         )
         raise FrameError(msg)
     return next((tensor for tensor in tensors if tensor.dim() == 4), tensors[0])
+
+
+def looks_like_pixels(frame: object) -> bool:
+    """Whether the image of a frame has values that no normalisation yields: none below 0, and some far above 1."""
+    image = image_of(frame).detach()
+    if image.dim() != 4 or not image.is_floating_point() or not image.numel():
+        return False
+    low, high = image.aminmax()
+    return bool(low >= 0) and bool(high > LARGE)
 
 
 def unusable_values(frame: object) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resq_plugin.config import Precision, ResQConfig
-from resq_plugin.errors import CalibrationError, ConversionError
+from resq_plugin.errors import CalibrationError, ConversionError, FrameError
 from resq_plugin.method.workspace import Workspace
 
 __all__ = [
@@ -199,7 +199,18 @@ class ResidualLayer(nn.Module):
         return self.apply_residual(self.quantize_residual(delta)[0], **options)
 
     def forward(self, input: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Hand ``input`` to the active executor; it is named as in `torch.nn`, for calls by keyword."""
+        """Hand ``input`` to the active executor; it is named as in `torch.nn`, for calls by keyword.
+
+        Raises:
+            FrameError: it holds integers, which the float layer refuses, too.
+        """
+        if not (input.is_floating_point() or input.is_complex()):
+            kind = str(input.dtype).removeprefix("torch.")
+            msg = (
+                f"layer {self.settings.name} reads {kind}, and computes in floating point; pass frames as the model "
+                "was trained on, normalised: resq_plugin.video.read(path, mean=..., std=...) makes them."
+            )
+            raise FrameError(msg)
         if args:
             options["output_size"] = args[0]
         return active_executor()(self, input, **options)

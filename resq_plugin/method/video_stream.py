@@ -27,6 +27,8 @@ from resq_plugin.method.recompute import following_checkpoints
 from resq_plugin.method.schedule import Schedule, make_schedule
 from resq_plugin.method.snapshot import Snapshot, precisions_of
 from resq_plugin.method.stream_state import FARTHEST, StreamState, describe
+from resq_plugin.method.unfit_frames import telling_unfit_frames
+from resq_plugin.method.unlike_streams import Watch
 
 __all__ = ["Stream", "stream"]
 
@@ -67,11 +69,16 @@ class Stream:
         self._demanded = True
         self._closed = False
         self._lock = threading.Lock()
+        self._watch: Watch | None = None
 
     def __enter__(self) -> Stream:
+        self._watch = Watch(self.layers.values())
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._watch is not None:
+            self._watch.end(failed=exc[0] is not None, image=self._keyframe_input)
+            self._watch = None
         self.close()
 
     def __call__(self, frame: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,7 +94,8 @@ class Stream:
             What the model returns.
 
         Raises:
-            FrameError: the frame holds no tensor, or NaN or Inf; the stream is unchanged.
+            FrameError: the frame holds no tensor, or NaN or Inf, or is of a size, type or layout that the model cannot
+                take; the stream is unchanged.
             StreamError: the stream is closed; shape, dtype or device changed within the interval, or the frame calls
                 other layers than its keyframe (with ``on_change='keyframe'`` a new interval starts instead, for which
                 the model may run a second time on this frame); or layers run where the stream is not seen.
@@ -120,6 +128,8 @@ class Stream:
             msg = "this stream is busy in another thread; open one stream per video: stream(model)."
             raise StreamError(msg)
         try:
+            if self._watch is not None:
+                self._watch.frames += 1
             self._conditions.require_same_model()
             if not self._is_usable(frame):
                 self.start_interval()
@@ -130,7 +140,7 @@ class Stream:
             image = image_of(frame)
             with settled_numbers(self.layers.values()):
                 position = 0 if self._starts_interval(image) else self.position + 1
-                with self._running(position, holder):
+                with telling_unfit_frames(self.model, frame), self._running(position, holder):
                     yield
                 if position <= 1:  # hosts make what they lack when a path first runs, e.g. scales of new weights
                     self._conditions.remember(image.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from resq_plugin.video.camera import Camera
 from resq_plugin.video.file import VideoFile
 from resq_plugin.video.folder import (
+    ARRAY_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     ImageFolder,
@@ -18,6 +19,7 @@ from resq_plugin.video.folder import (
 from resq_plugin.video.frames import CameraFrames, Frames, read
 
 __all__ = [
+    "ARRAY_SUFFIXES",
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Camera",

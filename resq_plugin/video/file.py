@@ -14,6 +14,7 @@ from typing import Any
 from resq_plugin.errors import VideoError
 from resq_plugin.extras import need
 from resq_plugin.video.display import Pixels, display_matrix, is_right_angled, upright
+from resq_plugin.video.folder import ARRAY_SUFFIXES, IMAGE_SUFFIXES, has_suffix
 from resq_plugin.video.index import ADVICE, frame_index, open_video, reason, video_stream
 from resq_plugin.video.truncation import missing_bytes
 
@@ -62,6 +63,7 @@ class VideoFile:
         if not os.path.isfile(self.path):
             msg = f"{self.path} {'is a folder' if os.path.isdir(self.path) else 'does not exist'}; {advice}"
             raise VideoError(msg)
+        _refuse_others(self.path, advice)
         self._av = need("av", "video")
         try:
             index = frame_index(self._av, self.path, advice)
@@ -191,6 +193,16 @@ class VideoFile:
 
     def _unreadable(self, why: str) -> str:
         return f"{self.path} cannot be read as a video: it cannot be decoded ({why}); {self._advice}"
+
+
+def _refuse_others(path: str, advice: str) -> None:
+    """Refuse files whose names say that they hold something else, which FFmpeg would tell in its own words."""
+    if has_suffix(path, IMAGE_SUFFIXES):
+        msg = f"{path} is an image, not a video; give its folder {os.path.dirname(path) or '.'}; {advice}"
+        raise VideoError(msg)
+    if has_suffix(path, ARRAY_SUFFIXES):
+        msg = f"{path} holds arrays, not a video; numpy.load reads it; {advice}"
+        raise VideoError(msg)
 
 
 def _after_fork() -> None:

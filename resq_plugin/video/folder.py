@@ -14,6 +14,7 @@ from resq_plugin.extras import need
 from resq_plugin.video.display import Pixels
 
 __all__ = [
+    "ARRAY_SUFFIXES",
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
     "ImageFolder",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+ARRAY_SUFFIXES = (".npy", ".npz")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 _DESKTOP = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db")
 

@@ -15,7 +15,7 @@ from resq_plugin.errors import VideoError
 from resq_plugin.video.camera import Camera
 from resq_plugin.video.display import Pixels
 from resq_plugin.video.file import VideoFile
-from resq_plugin.video.folder import IMAGE_SUFFIXES, ImageFolder, has_suffix
+from resq_plugin.video.folder import ImageFolder
 
 __all__ = ["CameraFrames", "Frames", "read"]
 
@@ -58,7 +58,6 @@ def read(
     if os.path.isdir(path):
         source = ImageFolder(path)
     else:
-        _refuse_image(path)
         source = VideoFile(path, partial=frames is not None)
         if source.broken and frames is not None and frames > len(source):
             msg = f"{path} {source.broken} frames={frames} are not there; write frames={len(source)}."
@@ -150,15 +149,6 @@ def _channels(name: str, value: Channels) -> Tensor:
         msg = f"{name}={value!r} must be one number, or three for R, G, B, in units of 0 to 255."
         raise VideoError(msg)
     return tensor.view(1, -1, 1, 1)
-
-
-def _refuse_image(path: str | os.PathLike[str]) -> None:
-    if has_suffix(path, IMAGE_SUFFIXES) and os.path.isfile(path):
-        msg = f"{path} is an image, not a video; give its folder {os.path.dirname(path) or '.'}, or a video file."
-        raise VideoError(msg)
-    if has_suffix(path, (".npy", ".npz")):
-        msg = f"{path} holds arrays, not a video; numpy.load reads it. Give a video file or a folder of frames."
-        raise VideoError(msg)
 
 
 def _name(source: ImageFolder | VideoFile) -> str:

@@ -187,8 +187,7 @@ def test_an_exclude_that_matches_nothing_is_noted(caplog: pytest.LogCaptureFixtu
         (
             nn.ReLU,
             {},
-            "no layer of ReLU is selected by include=('*',), exclude=(); it has 0 layers that can be converted, "
-            "e.g. none.",
+            "ReLU has no convolution, transposed convolution or linear layer to convert.",
         ),
     ],
     ids=["include", "exclude", "nothing"],
