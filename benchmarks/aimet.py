@@ -4,7 +4,7 @@ DDRNet-23-slim; encodings from camvid/calib, accuracy on camvid/val by the paper
 paper placement for ResQ. AIMET's own sims have its defaults (channel weights, min-max, supergroups). Rows of the torch
 backend that benchmarks/results/camvid.json lacks are measured, too. It resumes where it stopped.
 
-    uv run python benchmarks/aimet.py
+    uv run --group dev python benchmarks/aimet.py
 """
 
 from __future__ import annotations

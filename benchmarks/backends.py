@@ -5,7 +5,7 @@ reference. Hosts are the stock 8-bit simulations of PyTorch (`torch.ao.quantizat
 with batch norms folded; the torch backend is also timed against its own frame-by-frame W8A8. It resumes where it
 stopped.
 
-    uv run python benchmarks/backends.py
+    uv run --group dev python benchmarks/backends.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Time, memory and quality of calibration: the sampled search against the exhaustive one.
 
-    uv run python benchmarks/calibration.py                  # time and memory at c = 64, r = 20, 512x1024
-    uv run python benchmarks/calibration.py --quality 4      # also the loss against the exhaustive search, on 4 clips
-    uv run python benchmarks/calibration.py --sweep          # only: eight settings against one, in processor time
+    uv run --group dev python benchmarks/calibration.py              # time and memory at c = 64, r = 20, 512x1024
+    uv run --group dev python benchmarks/calibration.py --quality 4  # also the loss against exhaustive search, 4 clips
+    uv run --group dev python benchmarks/calibration.py --sweep      # only: eight settings against one, processor time
 
 Quality: the loss of Eq. 8 on full maps of all calibration frames, of the range found against the best of all r
 candidates, per quantizer. The exhaustive search is the same objective with nothing sampled.

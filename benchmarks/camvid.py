@@ -5,8 +5,8 @@ camvid/val by the paper's protocol: every frame at every position t <= T, averag
 gives all smaller T, whose positions are its first ones. Everything goes through MMEngine's Runner and `ResQHook`,
 with the config that `resq eval` takes; mIoU is MMSeg's own IoUMetric.
 
-    uv run python benchmarks/camvid.py            # everything, about an hour on 2 cores; resumes where it stopped
-    uv run python benchmarks/camvid.py --quick    # tensor weights, float reference, T = 3
+    uv run --group dev python benchmarks/camvid.py          # everything, an hour on 2 cores; resumes where it stopped
+    uv run --group dev python benchmarks/camvid.py --quick  # tensor weights, float reference, T = 3
 """
 
 from __future__ import annotations

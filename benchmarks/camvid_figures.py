@@ -1,7 +1,7 @@
 """Figures and Markdown tables of what benchmarks/camvid.py measured.
 
-    uv run python benchmarks/camvid_figures.py                        # docs/figures/camvid_*.png, tables on the screen
-    uv run python benchmarks/camvid_figures.py --policy-map DIR       # also a policy map like Fig. 6 (needs the data)
+    uv run --group dev python benchmarks/camvid_figures.py  # docs/figures/camvid_*.png, tables
+    uv run --group dev python benchmarks/camvid_figures.py --policy-map DIR  # and one like Fig. 6 (needs the data)
 
 The policy map shows frames of CamVid, whose licence is not ours to pass on: write it outside the repository.
 """

@@ -1,7 +1,7 @@
 """What each choice beside the paper's does: one setting changed at a time, on CamVid val, T = 3.
 
-uv run python benchmarks/deviations.py                       # about ten minutes on 2 cores
-uv run python benchmarks/deviations.py --only "first layer"  # some of it; the results of the others stay
+uv run --group dev python benchmarks/deviations.py                       # about ten minutes on 2 cores
+uv run --group dev python benchmarks/deviations.py --only "first layer"  # some of it; the results of the others stay
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 All variants run in turn in one process, so that the ratios hold when the machine's speed drifts.
 
-    uv run python benchmarks/forward.py
+    uv run --group dev python benchmarks/forward.py
 """
 
 from __future__ import annotations

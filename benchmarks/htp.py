@@ -4,7 +4,7 @@ Each scheme is calibrated on camvid/calib, exported there (ranges of what lies b
 frames) and played over camvid/val as one stream, in torch and on the HTP's emulation with CPU fallback off. The
 emulation computes what the device computes; its times are the host's and say nothing about the device.
 
-    uv run python benchmarks/htp.py               # resumes where it stopped; the table goes to docs/export.md
+    uv run --group dev python benchmarks/htp.py  # resumes where it stopped; the table goes to docs/export.md
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ PCK@0.2 is that of MMPose's ``JhmdbPCKAccuracy`` over the 12 limb joints, by the
 share of joints within 0.05 of where the float model sees them on the same crop; float is the float model's own PCK on
 the crops of that row. The residual is ‖x_t - x_k‖ / ‖x_k‖ of the input crops.
 
-    uv run python benchmarks/pose_crop.py        # about five minutes on one core; resumes where it stopped
+    uv run --group dev python benchmarks/pose_crop.py        # about five minutes on one core; resumes where it stopped
 """
 
 from __future__ import annotations

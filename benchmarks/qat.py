@@ -5,8 +5,8 @@ Each row is converted and calibrated as in `camvid.py` (channel weights, float r
 real clips of camvid/calib, for which the float net alone is the teacher (camvid/val is never seen); then measured on
 camvid/val by the paper's protocol. Every row has the same budget of steps, clips and settings.
 
-    uv run python benchmarks/qat.py --threads 1 --runs FOLDER    # resumes where it stopped, also within a row
-    uv run python benchmarks/qat.py --rows "W4A4->W3A3" --steps 2
+    uv run --group dev python benchmarks/qat.py --threads 1 --runs FOLDER  # resumes where it stopped, even in a row
+    uv run --group dev python benchmarks/qat.py --rows "W4A4->W3A3" --steps 2
 """
 
 from __future__ import annotations

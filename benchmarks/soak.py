@@ -7,8 +7,8 @@ The long stream has the running reference and never a second keyframe, so whatev
   8-bit grid over the float output (LSB) and as the share of pixels of the same class;
 * threads: eight streams of one model on eight threads against eight streams one after the other, bit for bit.
 
-    uv run python benchmarks/soak.py                # 10000 frames, about three minutes on 2 free cores
-    uv run python benchmarks/soak.py --frames 500   # a short run
+    uv run --group dev python benchmarks/soak.py                # 10000 frames, about three minutes on 2 free cores
+    uv run --group dev python benchmarks/soak.py --frames 500   # a short run
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train the net of the embedded demo on freshly generated scenes: `uv run python benchmarks/train_demo.py`.
+"""Train the net of the embedded demo on new scenes: `uv run --group dev python benchmarks/train_demo.py`.
 
 Scenes of the demo and of the tests come from `HELD_OUT_SEEDS` and are never trained on.
 """

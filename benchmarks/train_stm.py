@@ -1,4 +1,4 @@
-"""Train the small STM on synthetic triples of still pictures: `uv run python benchmarks/train_stm.py`.
+"""Train the small STM on synthetic triples of still pictures: `uv run --group dev python benchmarks/train_stm.py`.
 
 A region of a still moves by affine motion, half of the time pasted over another still with a motion of its own; the
 net memorizes the first frame with its mask, then its own prediction. Never trained on DAVIS. By this recipe, in 50

@@ -4,7 +4,7 @@ A step is forward and backward of an interval of T frames with frozen batch norm
 turn. Time is that of the processor, so that other programs do not count; memory is the peak of the step above what
 was resident before it (Linux).
 
-    uv run python benchmarks/training_step.py --threads 1
+    uv run --group dev python benchmarks/training_step.py --threads 1
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Video object segmentation, the paper's third task: a small STM on DAVIS-2016, J, F and bit operations.
 
-    uv run python benchmarks/vos.py                      # the main setting on every frame of 12 sequences
-    uv run python benchmarks/vos.py --settings all --frames 25
-    uv run python benchmarks/vos.py --camvid             # several objects: classes of CamVid val
+    uv run --group dev python benchmarks/vos.py                      # the main setting on every frame of 12 sequences
+    uv run --group dev python benchmarks/vos.py --settings all --frames 25
+    uv run --group dev python benchmarks/vos.py --camvid             # several objects: classes of CamVid val
 
 The net is small (half-width ResNet-50 trunks, trained here on synthetic pairs, see train_stm.py) and its frames are at
 half resolution: never set these numbers beside the paper's, which are of STM as published.

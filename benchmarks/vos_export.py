@@ -1,6 +1,6 @@
 """The small STM as ONNX graphs: every layer against torch in LSB, and a clip played by ONNX Runtime.
 
-    uv run python benchmarks/vos_export.py     # the first 11 frames of dog at a quarter of their size
+    uv run --group dev python benchmarks/vos_export.py     # the first 11 frames of dog at a quarter of their size
 
 Ranges are those of benchmarks/vos.py (kept in --scratch, found if they are not there).
 """

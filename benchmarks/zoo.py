@@ -9,8 +9,8 @@ Nothing is computed but shapes, and no weights are needed. Every row has
 
 The tables in docs/mmseg.md and docs/mmpose.md are written from the JSON file.
 
-    uv run python benchmarks/zoo.py             # a minute on one core
-    uv run python benchmarks/zoo.py --tables    # the tables only, from the JSON file that is there
+    uv run --group dev python benchmarks/zoo.py             # a minute on one core
+    uv run --group dev python benchmarks/zoo.py --tables    # the tables only, from the JSON file that is there
 """
 
 from __future__ import annotations

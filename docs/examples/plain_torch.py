@@ -1,6 +1,6 @@
 """A plain torch model on video: compare settings, take one, stream, train on, save and load.
 
-    uv run python docs/examples/plain_torch.py
+    uv run --group dev python docs/examples/plain_torch.py
 
 Everything is embedded: a small segmentation net and procedural scenes. With a model and a video of your own, write
 ``frames = resq_plugin.video.read("my.mp4", size=(H, W), mean=..., std=...)``.

@@ -37,7 +37,7 @@ def build_stm(model: str, checkpoint: str | os.PathLike[str] | None) -> STM:
     if checkpoint is None:
         msg = (
             "no weights come with resq-plugin; pass --checkpoint CK. Weights of the small STM are made by "
-            "`uv run python benchmarks/train_stm.py --out stm_small.pth`."
+            "`uv run --group dev python benchmarks/train_stm.py --out stm_small.pth`."
         )
         raise ConfigError(msg)
     if not Path(checkpoint).is_file():
