@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from resq_plugin.cost import measure_cost
     from resq_plugin.evaluation import evaluate
     from resq_plugin.method import dense_execution, stream
+    from resq_plugin.planning import Target, read_plan, search
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Precision",
     "ResQConfig",
     "ScheduleConfig",
+    "Target",
     "calibrate",
     "compare",
     "convert",
@@ -46,14 +48,16 @@ __all__ = [
     "load_checkpoint",
     "load_ranges",
     "measure_cost",
+    "read_plan",
     "revert",
     "save_checkpoint",
     "save_ranges",
+    "search",
     "stream",
     "summarize",
 ]
 
-_ROOMS = ("config", "method", "conversion", "cost", "evaluation", "calibration", "comparison")
+_ROOMS = ("config", "method", "conversion", "cost", "evaluation", "calibration", "comparison", "planning")
 
 
 def __getattr__(name: str) -> Any:

@@ -41,6 +41,12 @@ def _at_least(key: str, value: object, low: int) -> None:
         raise ConfigError(msg)
 
 
+def _check_threshold(key: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        msg = f"{key}={value!r} is not allowed; write a number of at least 0, e.g. 0.1."
+        raise ConfigError(msg)
+
+
 def _check_bits(what: str, bits: object, *, zero: bool) -> None:
     allowed = f"{'0 or ' if zero else ''}{MIN_BITS} to {MAX_BITS}"
     ok = isinstance(bits, int) and not isinstance(bits, bool)
@@ -135,20 +141,32 @@ class PolicyConfig:
             ``none`` is the literal Eq. 10 (the paper's τ = 0.0003 is of that scale).
         granularity: what shares one choice: ``pixel`` (paper), ``region`` (k×k pixels) or ``frame``.
         region: side k of a region in pixels.
+        thresholds: pattern (fnmatch) of layer names to a τ of their own, e.g. ``{"head.*": 0.05}``; the last match
+            wins.
     """
 
     threshold: float = 0.1
     normalize: str = "layer"
     granularity: str = "pixel"
     region: int = 8
+    thresholds: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         _choice("policy.normalize", self.normalize, ("layer", "none"))
         _choice("policy.granularity", self.granularity, ("pixel", "region", "frame"))
         _at_least("policy.region", self.region, 1)
-        if not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold < float("inf"):
-            msg = f"policy.threshold={self.threshold!r} is not allowed; write a number of at least 0, e.g. 0.1."
-            raise ConfigError(msg)
+        _check_threshold("policy.threshold", self.threshold)
+        object.__setattr__(self, "thresholds", _thresholds(self.thresholds))
+
+    def threshold_of(self, name: str) -> float:
+        """τ of the layer of that qualified name.
+
+        >>> policy = PolicyConfig(threshold=0.1, thresholds={"head.*": 0.05})
+        >>> policy.threshold_of("stem"), policy.threshold_of("head.0")
+        (0.1, 0.05)
+        """
+        own = [threshold for pattern, threshold in self.thresholds if fnmatchcase(name, pattern)]
+        return own[-1] if own else self.threshold
 
 
 @dataclass(frozen=True)
@@ -314,6 +332,7 @@ class ResQConfig:
         del values["keyframe"], values["residual"]
         lists = {key: list(values[key]) for key in ("include", "exclude")}
         overrides = dict(self.overrides)
+        values["policy"]["thresholds"] = dict(self.policy.thresholds)
         return {"version": CONFIG_VERSION, "precision": self.notation, **values, **lists, "overrides": overrides}
 
     @classmethod
@@ -356,6 +375,21 @@ def _pairs(overrides: object) -> tuple[tuple[str, str], ...]:
         pairs.pop(pattern, None)
         pairs[pattern] = text
     return tuple(pairs.items())
+
+
+def _thresholds(thresholds: object) -> tuple[tuple[str, float], ...]:
+    """Patterns and τ in order; of a repeated pattern the last one."""
+    items = list(thresholds.items()) if isinstance(thresholds, Mapping) else thresholds
+    found: dict[str, float] = {}
+    for item in items if isinstance(items, (list, tuple)) else [items]:
+        if not (isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str)):
+            msg = f"policy.thresholds={thresholds!r} must be patterns with a τ, e.g. {{'head.*': 0.05}}."
+            raise ConfigError(msg)
+        pattern, threshold = item
+        _check_threshold(f"policy.thresholds[{pattern!r}]", threshold)
+        found.pop(pattern, None)
+        found[pattern] = threshold
+    return tuple(found.items())
 
 
 _SECTIONS: dict[str, Any] = {"policy": PolicyConfig, "calibration": CalibrationConfig, "schedule": ScheduleConfig}

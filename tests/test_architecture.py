@@ -23,7 +23,7 @@ LEVELS = (
     ("training",),
     ("report",),
     ("comparison",),
-    ("export", "demo"),
+    ("export", "demo", "planning"),
     ("cli",),
 )
 """errors <- extras, config, files <- method <- ...: a room takes from those of lower levels only."""

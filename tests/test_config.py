@@ -41,6 +41,7 @@ CONFIGS = st.builds(
         normalize=st.sampled_from(["layer", "none"]),
         granularity=st.sampled_from(["pixel", "region", "frame"]),
         region=st.integers(1, 64),
+        thresholds=st.lists(st.tuples(PATTERNS, st.floats(0, 1e6)), max_size=3),
     ),
     calibration=st.builds(
         CalibrationConfig,
@@ -275,7 +276,10 @@ def test_unknown_settings_list_precision_not_its_parts() -> None:
             {"policy": {"threshold": "1"}},
             "policy.threshold='1' is not allowed; write a number of at least 0, e.g. 0.1.",
         ),
-        ({"policy": 0.1}, "policy=0.1 must be a dict with some of granularity, normalize, region, threshold."),
+        (
+            {"policy": 0.1},
+            "policy=0.1 must be a dict with some of granularity, normalize, region, threshold, thresholds.",
+        ),
         ({"calibration": {"samples": 0}}, "calibration.samples=0 is not allowed; write a whole number of at least 1."),
         (
             {"calibration": {"candidates": 1}},

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from resq_plugin.calibration.layer_samples import LayerSamples
+from resq_plugin.calibration.line_search import LayerSearch
 from resq_plugin.calibration.needs import describe_needs, find_needs
-from resq_plugin.calibration.search import LayerSearch
 from resq_plugin.config import ResQConfig
 from resq_plugin.method import ResidualLayer
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from resq_plugin.calibration.collect import Key, difference
 from resq_plugin.calibration.collection import Collected
 from resq_plugin.calibration.layer_samples import LayerSamples, Losses, best
+from resq_plugin.calibration.line_search import LayerSearch
 from resq_plugin.calibration.ranges import output_loss
 from resq_plugin.calibration.recording import replay
-from resq_plugin.calibration.search import LayerSearch
 from resq_plugin.config import ResQConfig
 from resq_plugin.method import Call, CountingExecutor, ResidualLayer, executing, fake_quantize, scale_from_range
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from resq_plugin.backends import TorchResidualLayer
 from resq_plugin.calibration.layer_samples import LayerSamples, best
-from resq_plugin.calibration.search import LayerSearch, PathSearch, search_path
+from resq_plugin.calibration.line_search import LayerSearch, PathSearch, search_path
 from resq_plugin.config import MAX_BITS, Precision
 from resq_plugin.method import ResidualLayer, fake_quantize_weight, weight_scale
 
-__all__ = ["Need", "describe_needs", "error_limit", "find_needs", "usual_error"]
+__all__ = ["Need", "describe_needs", "error_limit", "find_needs", "usual_error", "weight_at"]
 
 FACTOR = 4
 """How far above the usual error a layer falls out. Of DDRNet's 110 quantizers none is above 1.9 times of it, while
@@ -100,7 +100,7 @@ def _alternatives(layer: ResidualLayer, precision: Precision, path: PathSearch) 
     wide, more = min(2 * precision.weight, MAX_BITS), min(2 * precision.pool[-1], MAX_BITS)
 
     def error(weight_bits: int, bits: int, *, channel: bool) -> float:
-        w_hat = _quantized(layer, weight_bits, channel=channel)
+        w_hat = weight_at(layer, weight_bits, channel=channel)
         return math.sqrt(min(path.rank(w_hat, bits).values()) / path.energy)
 
     if not per_channel:
@@ -118,7 +118,8 @@ def _with_top(precision: Precision, bits: int) -> int | tuple[int, ...]:
     return (*precision.pool[:-1], bits) if precision.is_dynamic else bits
 
 
-def _quantized(layer: TorchResidualLayer, bits: int, *, channel: bool) -> Tensor:
+def weight_at(layer: TorchResidualLayer, bits: int, *, channel: bool) -> Tensor:
+    """The layer's weight (batch norm folded) quantized by Eq. 1, 6 and 7 to any bit width."""
     view = layer.grouped(layer.weight_of("float").detach())
     scale = weight_scale(view, bits, layer.weight_channel_dims if channel else ())
     return fake_quantize_weight(view, scale, bits).view_as(layer.weight)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resq_plugin.method import ResidualLayer
 
-__all__ = ["Window", "apply_to_windows", "choose_windows", "cut_windows", "output_positions"]
+__all__ = ["Window", "apply_to_windows", "choose_windows", "cut_outputs", "cut_windows", "output_positions"]
 
 SIDE = 4
 """Output positions per window side: 4×4 for images, so that a 3×3 kernel reads 6×6 inputs."""
@@ -94,6 +94,21 @@ def cut_windows(layer: ResidualLayer, x: Tensor, windows: list[Window]) -> Tenso
     for index, *starts in windows:
         spans = [slice(start, start + SIDE) for start in starts]
         cut.append(x[index][tuple(spans if isinstance(layer, nn.Linear) else [slice(None), *spans])])
+    return torch.stack(cut)
+
+
+def cut_outputs(layer: ResidualLayer, z: Tensor, windows: list[Window]) -> Tensor | None:
+    """Cut what `apply_to_windows` makes of windows out of a map (N, C, H, W) or (N, *, C) of the layer's output.
+
+    Returns:
+        A batch (windows, C, h, w), or (windows, *, C); None for transposed convolutions, whose windows are inputs.
+    """
+    if not isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
+        return None
+    cut = []
+    for index, *starts in windows:
+        spans = [slice(start, start + SIDE) for start in starts]
+        cut.append(z[index][tuple(spans if isinstance(layer, nn.Linear) else [slice(None), *spans])])
     return torch.stack(cut)
 
 

@@ -17,7 +17,7 @@ from resq_plugin.calibration.collection import collect
 from resq_plugin.calibration.findings import find_findings, log_findings, too_short
 from resq_plugin.calibration.full_maps import compare_on_full_maps
 from resq_plugin.calibration.layer_samples import LayerSamples, best
-from resq_plugin.calibration.search import search_layer
+from resq_plugin.calibration.line_search import search_layer
 from resq_plugin.calibration.statistics import Statistics
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion import evaluating

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from resq_plugin.comparison.result import Comparison
 from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, expand
-from resq_plugin.comparison.sweep import compare
+from resq_plugin.comparison.sweep import compare, default_predict, first_output
 
-__all__ = ["DEFAULT_SETTINGS", "Comparison", "Setting", "compare", "expand"]
+__all__ = [
+    "DEFAULT_SETTINGS",
+    "Comparison",
+    "Setting",
+    "compare",
+    "default_predict",
+    "expand",
+    "first_output",
+]

@@ -28,7 +28,7 @@ from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, Metric, evalu
 from resq_plugin.method import FAILURES, ResidualLayer, failure_on, is_news, telling_unfit_frames
 from resq_plugin.report import Draw
 
-__all__ = ["compare"]
+__all__ = ["compare", "default_predict", "first_output"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class _Sweep:
         self.first = videos.measured[0][0]
         tell_of_pixels(model, self.first, "frame 0 of video 0")
         output = first_output(model, self.first)
-        self.predict = predict or _default_predict(output)
+        self.predict = predict or default_predict(output)
         probe: object = self.predict(output)
         if not isinstance(probe, Tensor):
             msg = f"predict made a {type(probe).__name__} of the model's output; it must return a tensor."
@@ -306,7 +306,7 @@ def _small(prediction: Tensor) -> Tensor:
     return prediction.to(torch.uint8 if low >= 0 and high < 256 else prediction.dtype).cpu()
 
 
-def _default_predict(output: Any) -> Predict:
+def default_predict(output: Any) -> Predict:
     """The class of every pixel, or what is integer already."""
 
     def predict(output: Any) -> Tensor:

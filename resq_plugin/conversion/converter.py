@@ -142,6 +142,13 @@ def _check_patterns(config: ResQConfig, names: dict[str, Any]) -> None:
         if not any(fnmatchcase(name, pattern) for name in names):
             msg = f"overrides[{pattern!r}]={text!r} matches no layer; layers are e.g. {', '.join(list(names)[:3])}."
             raise ConfigError(msg)
+    for pattern, threshold in config.policy.thresholds:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            msg = (
+                f"policy.thresholds[{pattern!r}]={threshold!r} matches no layer; layers are e.g. "
+                f"{', '.join(list(names)[:3])}."
+            )
+            raise ConfigError(msg)
     for pattern in config.exclude:
         if not any(fnmatchcase(name, pattern) for name in names):
             logger.warning("exclude pattern %r matches no layer", pattern)

@@ -181,14 +181,14 @@ class ResidualLayer(nn.Module):
         """
         if self.settings.residual is None or len(self.settings.residual.pool) == 1:
             return None
-        policy = self.settings.config.policy
+        policy, own = self.settings.config.policy, self.settings.config.policy.threshold_of(self.settings.name)
         if policy.normalize == "layer":
             if self.missing_norm and not self.activation_norm.is_meta and bool(self.activation_norm.isnan()):
                 msg = f"layer {self.settings.name} (residual) has no activation norm, {self.missing_norm}"
                 raise CalibrationError(msg)
-            return self.activation_norm * policy.threshold
+            return self.activation_norm * own
         norm: Tensor = torch.linalg.vector_norm(self.weight_of("residual").detach())
-        return policy.threshold / norm.clamp_min(1e-30)
+        return own / norm.clamp_min(1e-30)
 
     def keyframe(self, x: Tensor, **options: Any) -> Tensor:
         """ẑ_k of Eq. 5 for an input of the layer's own shape."""

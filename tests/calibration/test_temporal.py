@@ -16,9 +16,9 @@ from helpers import ZOO, assert_equal, eq1, eq7, max_lsb, outside, play, seeded,
 from torch import Tensor, nn
 
 from resq_plugin import ResQConfig, calibrate, convert, dense_execution, stream, summarize
+from resq_plugin.calibration.line_search import FINALISTS
 from resq_plugin.calibration.ranges import candidate_ranges
 from resq_plugin.calibration.sampling import choose_windows
-from resq_plugin.calibration.search import FINALISTS
 from resq_plugin.errors import CalibrationError, ConversionError, StreamError
 from resq_plugin.method.layers import residual_layers
 

@@ -1,0 +1,270 @@
+"""`search`: from a float model, clips and a wish to a plan per layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from resq_plugin.calibration import Clip, checked_frames, fingerprint, split_clip
+from resq_plugin.comparison import default_predict, first_output
+from resq_plugin.conversion import evaluating
+from resq_plugin.cost import LayerCall, dry_run
+from resq_plugin.errors import ConfigError, ConversionError
+from resq_plugin.evaluation import Agreement, MeanIoU, Metric
+from resq_plugin.method import ResidualLayer
+from resq_plugin.planning.choosing import verify_front
+from resq_plugin.planning.journal import SearchJournal
+from resq_plugin.planning.measuring import Measured, measure
+from resq_plugin.planning.observe import score_tensor
+from resq_plugin.planning.optimize import Assignment, pareto, sweep
+from resq_plugin.planning.options import Option, menu_at, works_of
+from resq_plugin.planning.plan import Plan, Point, config_of, explain
+from resq_plugin.planning.result import Goal, SearchResult
+from resq_plugin.planning.target import Target
+from resq_plugin.planning.trial import Trials
+
+__all__ = ["search"]
+
+logger = logging.getLogger(__name__)
+
+PLANS = 48
+"""Plans of the front that are kept, evenly spaced over the logarithm of bit operations."""
+
+Predict = Callable[[Any], Tensor]
+
+
+def search(
+    model: nn.Module,
+    clips: Sequence[Clip],
+    *,
+    max_drop: float | None = None,
+    max_gbops: float | None = None,
+    max_state_mb: float | None = None,
+    target: Target | Mapping[str, Any] | None = None,
+    held_out: float | Sequence[Clip] = 0.25,
+    labels: Sequence[Sequence[Tensor | None]] | None = None,
+    metric: tuple[str, Callable[[], Metric]] | None = None,
+    predict: Predict | None = None,
+    agreement: Callable[[], Metric] = Agreement,
+    criterion: str | None = None,
+    points: int = 6,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    **common: Any,
+) -> SearchResult:
+    """Find per layer the fewest bits that keep the accuracy: precisions, pools, τ, and T, reference, grid, scales.
+
+    Every choice of every layer is run on windows of a float run and weighed with random gradients of the output
+    (second-order KL divergence to float). The Pareto front of the sum over layers is walked exactly; plans on it are
+    then converted, calibrated and measured on held-out frames until the cheapest that does what is asked is known.
+    No label is needed, and no full evaluation per choice. docs/search.md tells more.
+
+    Args:
+        model: a float model in evaluation mode; ``model(frame)`` returns class scores (N, K, ...) or values, of which
+            gradients flow to its layers.
+        clips: consecutive frames, as for `calibrate`; ranges and sensitivities come from them.
+        max_drop: points of accuracy that may be lost on the held-out frames, e.g. 0.5.
+        max_gbops: bit operations per frame.
+        max_state_mb: megabytes kept between frames.
+        target: what the hardware has; everything unless given.
+        held_out: clips that verify plans; or a share of the last clips (of the frames, where there is one clip).
+        labels: per held-out clip and frame what is right, or None; agreement with float unless given.
+        metric: name and maker of the metric of the labels; mean IoU over the channels of the output unless given.
+        predict: model output to what is compared, such as labels (N, H, W); the highest channel unless given.
+        agreement: maker of the metric of predictions against those of the float model, in percent.
+        criterion: ``kl`` (class scores) or ``squared`` (values such as heat maps); kl where ``predict`` is not given.
+        points: plans spread over the front that are measured beside those that the wish needs.
+        seed: of places and scores that are drawn.
+        folder: where everything measured is kept as it is measured; a killed search goes on there.
+        progress: show a progress bar.
+        common: further fields of `ResQConfig`, e.g. ``exclude=("head.*",)`` or ``calibration={"samples": 32}``.
+
+    Returns:
+        A `SearchResult`: the front, and ``.plan``.
+
+    Raises:
+        ConfigError: wishes, target, clips or frames that cannot be used.
+        ConversionError: the model is converted already, or has nothing to convert.
+        ReportError: the folder holds another search or cannot be written.
+    """
+    if any(isinstance(module, ResidualLayer) for module in model.modules()):
+        msg = "search takes the float model; call resq_plugin.revert(model) before it."
+        raise ConversionError(msg)
+    goal = Goal(max_drop, max_gbops, max_state_mb)
+    target = target if isinstance(target, Target) else Target.from_dict(target or {})
+    measured, verifying = _split(clips, held_out)
+    intervals = _intervals(target, measured, verifying)
+    frame = verifying[0][0]
+    output = first_output(model, frame)
+    scores = score_tensor(output)
+    criterion = criterion or ("kl" if predict is None and scores.dim() > 1 and scores.shape[1] > 1 else "squared")
+    if criterion not in ("kl", "squared"):
+        msg = f"criterion={criterion!r} is not allowed; write 'kl' (class scores) or 'squared' (values)."
+        raise ConfigError(msg)
+    predict = predict or default_predict(output)
+    name, make = ("agreement", agreement)
+    if labels is not None:
+        _check_labels(labels, verifying)
+        name, make = metric or ("mIoU", lambda: MeanIoU(scores.shape[1]))
+    mark = fingerprint(
+        [*model.state_dict().items(), ("frame", frame)],
+        clips=[[_digest(clip[0]), len(clip)] for clip in (*measured, *verifying)],
+        target=target.to_dict(),
+        criterion=criterion,
+        seed=seed,
+        metric=name,
+        common=common,
+    )
+    journal = SearchJournal(None if folder is None else Path(folder), mark)
+    with evaluating(model), tqdm(unit="step", disable=not progress, dynamic_ncols=True) as bar:
+        pieces = [piece for clip in measured for piece in split_clip(clip, max(intervals))]
+        pieces = [piece for piece in pieces if len(piece) == max(map(len, pieces))]
+        study = measure(model, pieces, target, intervals, criterion, seed, journal, bar, common)
+        trials = Trials(model, measured, verifying, labels, predict, make, agreement, criterion, journal, bar.update)
+        candidates = _candidates(model, study, target, intervals, goal, trials, scores, criterion, common)
+        points_found = verify_front([point for point, _ in candidates], goal, trials, points, bar)
+    plans = {json.dumps(point.config.to_dict(), sort_keys=True): plan for point, plan in candidates}
+    works = works_of(_calls(model, trials.shape))
+
+    def planned(point: Point) -> Plan:
+        assignment = plans[json.dumps(point.config.to_dict(), sort_keys=True)]
+        menus = {
+            layer: menu_at(menu, works[layer], target, assignment.interval, assignment.reference)
+            for layer, menu in study.menus[assignment.reference].items()
+        }
+        return Plan(point, explain(assignment, menus))
+
+    result = SearchResult(tuple(points_found), goal, name, trials.float_accuracy, planned, study.notes)
+    if folder is not None and goal.best(result.front) is not None:
+        result.save(folder)
+    return result
+
+
+def _candidates(
+    model: nn.Module,
+    study: Measured,
+    target: Target,
+    intervals: Sequence[int],
+    goal: Goal,
+    trials: Trials,
+    scores: Tensor,
+    criterion: str,
+    common: Mapping[str, Any],
+) -> list[tuple[Point, Assignment]]:
+    """The front over all references and T, and the configuration of each plan."""
+    works = works_of(_calls(model, trials.shape))
+    plans: list[Assignment] = []
+    for reference, menus in study.menus.items():
+        for interval in intervals:
+            if interval == 1 and reference != next(iter(study.menus)):
+                continue
+            options = {name: menu_at(menu, works[name], target, interval, reference) for name, menu in menus.items()}
+            for price in _prices(options, goal):
+                plans += sweep(options, groups=study.groups, price=price, interval=interval, reference=reference)
+    if goal.max_state_mb is not None:
+        fit = [plan for plan in plans if plan.state <= goal.max_state_mb * 1e6]
+        if not fit:
+            least = min(plan.state for plan in plans) / 1e6
+            msg = f"max_state_mb={goal.max_state_mb:g} is less than any plan needs ({least:.4g} MB)."
+            raise ConfigError(msg)
+        plans = fit
+    count = scores.numel() // scores.shape[1] if criterion == "kl" else scores.numel()
+    settings = {
+        **common,
+        "weights": study.weights,
+        "keyframe_grid": study.grid,
+        "policy": {"granularity": target.granularity, "region": target.region},
+        "exclude": (*common.get("exclude", ()), *study.unreached),
+    }
+    return [
+        (
+            Point(
+                config_of(plan, settings),
+                plan.error / count,
+                plan.bops / 1e9,
+                plan.bops / trials.base,
+                plan.state / 1e6,
+            ),
+            plan,
+        )
+        for plan in pareto(plans, PLANS)
+    ]
+
+
+def _prices(options: Mapping[str, Sequence[Option]], goal: Goal) -> tuple[float, ...]:
+    """What a byte of state is worth in bit operations; some prices where state is limited."""
+    if goal.max_state_mb is None:
+        return (0.0,)
+    bops = sum(max(option.bops for option in menu) for menu in options.values())
+    state = max(sum(max(option.state for option in menu) for menu in options.values()), 1)
+    return (0.0, *(bops / state * 4.0**power for power in range(-6, 5)))
+
+
+def _calls(model: nn.Module, shape: Sequence[int]) -> Sequence[LayerCall]:
+    return dry_run(model, shape).calls
+
+
+def _digest(frame: Tensor) -> str:
+    return hashlib.sha256(frame.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _split(clips: Sequence[Clip], held_out: float | Sequence[Clip]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Clips that are looked at, and those that verify."""
+    found = [_frames(clip, index) for index, clip in enumerate(clips)]
+    if not found:
+        msg = "search got no clip; pass clips such as [(T, C, H, W) tensor, ...] of consecutive frames."
+        raise ConfigError(msg)
+    if not isinstance(held_out, (int, float)):
+        return found, [_frames(clip, index) for index, clip in enumerate(held_out)]
+    if not 0 < held_out < 1:
+        msg = f"held_out={held_out!r} is not allowed; write a share of the clips such as 0.25, or clips."
+        raise ConfigError(msg)
+    if len(found) == 1:
+        clip, count = found[0], max(1, round(len(found[0]) * held_out))
+        if len(clip) < 3:
+            msg = f"one clip of {len(clip)} frames cannot be parted; pass a longer one, or held_out=[clip, ...]."
+            raise ConfigError(msg)
+        return [clip[:-count]], [clip[-count:]]
+    count = min(max(1, round(len(found) * held_out)), len(found) - 1)
+    return found[:-count], found[-count:]
+
+
+def _frames(clip: Clip, index: int) -> list[Tensor]:
+    frames = checked_frames(clip, index)
+    if not all(isinstance(frame, Tensor) for frame in frames):
+        msg = f"clip {index} has frames that are no tensors; search takes frames (N, C, H, W)."
+        raise ConfigError(msg)
+    return frames
+
+
+def _intervals(target: Target, measured: Sequence[Any], verifying: Sequence[Any]) -> tuple[int, ...]:
+    """T that both kinds of clips are long enough for."""
+    longest = min(max(map(len, measured)), max(map(len, verifying)))
+    fit = tuple(interval for interval in sorted(target.intervals) if interval <= longest)
+    if not fit:
+        msg = (
+            f"target.intervals={target.intervals} are all longer than the clips; the longest interval that both the "
+            f"searched and the held-out clips show has {longest} frames."
+        )
+        raise ConfigError(msg)
+    left = sorted(set(target.intervals) - set(fit))
+    if left:
+        logger.warning("T = %s is longer than the clips (%d frames) and is left out", left, longest)
+    return fit
+
+
+def _check_labels(labels: Sequence[Any], clips: Sequence[Any]) -> None:
+    found, expected = [len(each) for each in labels], [len(clip) for clip in clips]
+    if found != expected:
+        msg = (
+            f"there are {found} labels for held-out clips of {expected} frames; use None for a frame without a label."
+        )
+        raise ConfigError(msg)

@@ -1,0 +1,284 @@
+"""`search`: the same answer every time, nothing lost when it is killed, and every number measured as by hand."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import seeded
+from torch import Tensor, nn
+
+import resq_plugin
+from resq_plugin import ResQConfig, Target, calibrate, convert, measure_cost, read_plan, search
+from resq_plugin.errors import ConfigError, ConversionError, ReportError
+from resq_plugin.evaluation import Agreement, evaluate, float_predictions
+from resq_plugin.planning import SearchResult
+from resq_plugin.planning.trial import Trials
+
+COMMON: dict[str, Any] = {
+    "target": Target(
+        weight_bits=(4, 8), activation_bits=(4, 8), thresholds=(0.1,), intervals=(1, 3), references=("running",)
+    ),
+    "calibration": {"samples": 6, "positions": 200, "recheck": 0},
+    "progress": False,
+    "points": 2,
+}
+
+
+class Net(nn.Sequential):
+    """A foldable batch norm, in-place ReLU, four classes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 4, 1),
+        )
+
+
+def network() -> nn.Module:
+    return seeded(Net, 3)
+
+
+def film(frames: int = 12, seed: int = 0) -> list[Tensor]:
+    """Clips of three frames."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(1, 3, 12, 16, generator=generator)
+    video = start + (0.1 * torch.randn(frames, 3, 12, 16, generator=generator)).cumsum(0)
+    return list(video.split(3))
+
+
+@pytest.fixture(scope="module")
+def found() -> SearchResult:
+    return search(network(), film(), max_drop=3.0, **COMMON)
+
+
+def test_the_front_goes_from_few_bit_operations_and_much_error_to_the_finest_plan(found: SearchResult) -> None:
+    points = found.front
+    assert all(a.gbops < b.gbops and a.error > b.error for a, b in itertools.pairwise(points))
+    assert points[0].verified is not None
+    assert points[-1].verified is not None
+    assert points[-1].verified.drop < points[0].verified.drop
+    assert {point.config.reference for point in points if point.config.residual} == {"running"}
+    assert {point.config.weights for point in points} == {"channel"}
+
+
+def test_the_plan_is_the_cheapest_verified_one_that_loses_no_more(found: SearchResult) -> None:
+    fit = [p for p in found.front if p.verified is not None and p.verified.drop <= 3.0]
+    assert found.plan.point == min(fit, key=lambda p: p.verified.gbops)  # type: ignore[union-attr]
+    assert len(fit) >= 2
+    assert f"{found.plan.point.verified.relative:.1%}" in str(found)  # type: ignore[union-attr]
+
+
+def test_a_verified_plan_is_what_a_user_measures_with_its_configuration(found: SearchResult) -> None:
+    config, verified = found.plan.config, found.plan.point.verified
+    assert verified is not None
+    clips = [list(clip.unsqueeze(1)) for clip in film()]
+    net = convert(network(), config)
+    calibrate(net, clips[:3])
+    held_out = clips[3:]
+    predict = lambda scores: scores.argmax(1)  # noqa: E731
+    targets = {"agreement": float_predictions(net, held_out, predict)}
+    interval = config.interval if config.residual else 1
+    result = evaluate(net, held_out, targets, {"agreement": Agreement}, predict=predict, interval=interval)
+    cost = measure_cost(net, (1, 3, 12, 16), **result.amortized())
+    assert verified.accuracy == verified.agreement == result.mean("agreement")
+    assert verified.drop == 100 - verified.accuracy
+    assert verified.gbops == cost.bops_per_frame / 1e9
+    assert verified.state_megabytes == cost.state_bytes / 1e6 == found.plan.point.state_megabytes
+    base = measure_cost(network(), (1, 3, 12, 16), ResQConfig.parse("W8A8")).bops_per_frame
+    assert verified.relative == cost.bops_per_frame / base
+
+
+def test_the_same_seed_gives_the_same_answer_and_the_model_is_given_back(found: SearchResult) -> None:
+    net = network()
+    before = copy.deepcopy(net.state_dict())
+    again = search(net, film(), max_drop=3.0, **COMMON)
+    assert again.front == found.front
+    assert again.plan == found.plan
+    assert type(net[0]) is nn.Conv2d
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    other = search(net, film(), max_drop=3.0, seed=1, **COMMON)
+    assert [p.error for p in other.front] != [p.error for p in found.front]
+
+
+def test_a_killed_search_goes_on(found: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, calls = Trials._measure, []
+
+    def killed(self: Trials, config: ResQConfig) -> Any:
+        calls.append(config)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(self, config)
+
+    monkeypatch.setattr(Trials, "_measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search(network(), film(), max_drop=3.0, folder=tmp_path, **COMMON)
+    journal = tmp_path / "search.jsonl"
+    assert journal.read_text().count('"key": "trial') == 2
+    with journal.open("a") as file:
+        file.write('{"key": "trial cut')  # the machine went down while a line was written
+    again = search(network(), film(), max_drop=3.0, folder=tmp_path, **COMMON)
+    assert again.front == found.front
+    done = len(calls)
+    assert done == 3 + sum(point.verified is not None for point in found.front) - 2
+    monkeypatch.setattr("resq_plugin.planning.measuring.observe", None)  # nothing is looked at twice
+    assert search(network(), film(), max_drop=3.0, folder=tmp_path, **COMMON).front == found.front
+    assert len(calls) == done
+    with pytest.raises(ReportError, match="is of another search"):
+        search(network(), film(seed=1), max_drop=3.0, folder=tmp_path, **COMMON)
+    journal.write_text("no journal\n")
+    with pytest.raises(ReportError, match="holds no records of a search"):
+        search(network(), film(), max_drop=3.0, folder=tmp_path, **COMMON)
+
+
+def test_a_plan_is_a_file_that_is_read_edited_and_converted_with(found: SearchResult, tmp_path: Path) -> None:
+    plan = found.plan
+    path = plan.save(tmp_path / "plan.json")
+    assert read_plan(path) == plan.config
+    values = json.loads(path.read_text())
+    assert [layer["name"] for layer in values["layers"]] == ["0", "3", "5"]
+    assert all(layer["reason"] for layer in values["layers"])
+    assert sum(layer["bops_share"] for layer in values["layers"]) == pytest.approx(1)
+    assert sum(layer["error_share"] for layer in values["layers"]) == pytest.approx(1)
+    values["config"]["overrides"]["5"] = "W8A8->W8A8"
+    path.write_text(json.dumps(values))
+    net = convert(network(), read_plan(path))
+    assert str(net[5].settings.residual) == "W8A8"
+    for layer in plan.layers[:2]:
+        settings = net[int(layer.name)].settings
+        assert (settings.keyframe, settings.residual) == (layer.choice.keyframe, layer.choice.residual)
+        if layer.choice.threshold is not None:
+            assert settings.config.policy.threshold_of(layer.name) == layer.choice.threshold
+    values["config"]["overrides"] = {"5": "W8"}
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"plan.json: cannot read the precision 'W8'"):
+        read_plan(path)
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match="is no plan"):
+        read_plan(path)
+    with pytest.raises(ConfigError, match="names no kind of plan"):
+        plan.save(tmp_path / "plan.txt")
+
+
+def test_the_fragment_of_a_plan_is_the_configuration(found: SearchResult, tmp_path: Path) -> None:
+    path = found.plan.save(tmp_path / "plan.py")
+    values: dict[str, Any] = {}
+    exec(compile(path.read_text(), path.name, "exec"), values)
+    assert ResQConfig.from_dict(values["resq"]) == found.plan.config
+    assert values["default_hooks"]["resq"]["type"] == "resq_mmengine.ResQHook"
+
+
+def test_the_most_accurate_plan_within_bit_operations(found: SearchResult) -> None:
+    limit = found.front[len(found.front) // 2].gbops
+    result = search(network(), film(), max_gbops=limit, **COMMON)
+    plan = result.plan.point.verified
+    assert plan is not None
+    assert plan.gbops <= limit
+    for point in result.front:
+        if point.verified is not None and point.verified.gbops <= limit:
+            assert plan.divergence <= point.verified.divergence
+
+
+def test_what_cannot_be_had_is_told_with_the_nearest(found: SearchResult) -> None:
+    result = search(network(), film(), max_drop=0.0, max_gbops=1e-9, **COMMON)
+    with pytest.raises(ConfigError, match=r"no plan does what was asked \(max_drop=0, max_gbops=1e-09\)"):
+        _ = result.plan
+    assert "no plan does what was asked" in str(result)
+    assert result.front[-1].verified is not None
+
+
+def test_labels_are_what_counts_where_there_are_some() -> None:
+    labels = [[torch.randint(4, (1, 12, 16), generator=torch.Generator().manual_seed(1)), None, None]]
+    result = search(network(), film(), max_drop=50.0, labels=labels, **COMMON)
+    assert result.metric == "mIoU"
+    assert result.float_accuracy < 60
+    assert result.plan.point.verified.accuracy != result.plan.point.verified.agreement  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"there are \[1\] labels for held-out clips of \[3\] frames"):
+        search(network(), film(), max_drop=1.0, labels=[[None]], **COMMON)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_drop": None}, "say what is asked: max_drop=0.5"),
+        ({"max_drop": -1}, "max_drop=-1 is not allowed"),
+        ({"held_out": 1.5}, "held_out=1.5 is not allowed"),
+        ({"criterion": "mse"}, "criterion='mse' is not allowed; write 'kl'"),
+        ({"target": {"weigth_bits": (4,)}}, "unknown setting target.weigth_bits. Did you mean 'weight_bits'?"),
+        ({"target": {"weight_bits": ()}}, r"target.weight_bits=\(\) must be a list of at least one"),
+        ({"target": {"pools": 1}}, "target.pools=1 is not allowed; write True or False"),
+        ({"target": {"references": ("x",)}}, "target.references names 'x'; allowed are"),
+        ({"target": {"intervals": (0,)}}, "target.intervals names 0"),
+        ({"target": {"intervals": (9,)}}, r"target.intervals=\(9,\) are all longer than the clips"),
+        ({"target": {"thresholds": (-1,)}}, "policy.threshold=-1 is not allowed"),
+        ({"target": {"weight_bits": (8,), "activation_bits": (4,)}}, "target.weight_bits=.* all exceed"),
+        ({"target": {"residuals": ("W4A{0,4}",), "pools": False}}, r"names the pool W4A\{0,4\}, but pools=False"),
+        ({"target": {"keyframes": ("W99A8",)}}, "99 bits"),
+    ],
+)
+def test_impossible_wishes_are_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        search(network(), film(), **{"max_drop": 1.0, **COMMON, **changes})
+
+
+def test_a_converted_model_and_no_clip_are_told() -> None:
+    net = convert(network(), "W8A8")
+    with pytest.raises(ConversionError, match=r"call resq_plugin.revert\(model\)"):
+        search(net, film(), max_drop=1.0, **COMMON)
+    with pytest.raises(ConfigError, match="search got no clip"):
+        search(network(), [], max_drop=1.0, **COMMON)
+
+
+def test_intervals_that_are_too_long_are_left_out_with_a_notice(caplog: pytest.LogCaptureFixture) -> None:
+    target = {"weight_bits": (8,), "activation_bits": (8,), "intervals": (1, 2, 8), "pools": False}
+    with caplog.at_level(logging.WARNING):
+        result = search(network(), film(), max_drop=100, **{**COMMON, "target": target})
+    assert "T = [8] is longer than the clips (3 frames)" in caplog.text
+    assert {point.config.interval for point in result.front} <= {1, 2}
+    assert "search" in dir(resq_plugin)
+
+
+def test_what_the_target_lacks_is_not_in_a_plan() -> None:
+    htp = Target(weight_bits=(4, 8), activation_bits=(8, 16), pools=False, intervals=(3,), weights=("tensor",))
+    result = search(network(), film(), max_drop=100, **{**COMMON, "target": htp})
+    for point in result.front:
+        sides = [side for name in "035" for side in point.config.precision_of(name) if side]
+        assert {side.weight for side in sides} <= {4, 8}
+        assert {bits for side in sides for bits in side.pool} <= {8, 16}
+        assert not any(side.is_dynamic for side in sides)
+        assert point.config.weights == "tensor"
+
+
+class Branches(nn.Module):
+    """Two layers that read one tensor, and one that no frame reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1)
+        self.head, self.unused = nn.Conv2d(4, 4, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head((self.left(x) + self.right(x)).relu())
+        return scores
+
+
+def test_layers_that_share_an_input_get_the_same_precision_if_the_target_says_so() -> None:
+    target = {"weight_bits": (4, 8), "activation_bits": (4, 8), "pools": False, "intervals": (3,)}
+    different = set()
+    for shared in (False, True):
+        settings = {**COMMON, "target": {**target, "shared_inputs": shared, "references": ("float",)}}
+        result = search(seeded(Branches), film(), max_drop=100, **settings)
+        pairs = [(p.config.precision_of("left"), p.config.precision_of("right")) for p in result.front]
+        different |= {shared for one, other in pairs if one != other}
+        assert all(point.config.exclude == ("unused",) for point in result.front)
+    assert different == {False}
