@@ -16,6 +16,7 @@ from resq_plugin.report import (
     Series,
     accuracy_by_distance,
     accuracy_over_bops,
+    error_maps,
     figure_of,
     layer_chart,
     row_label,
@@ -53,6 +54,18 @@ def draw_report(
     figures += _distances(rows, folder)
     if showcase is not None:
         figures += _shown(showcase, folder)
+        if showcase.errors:
+            picture = showcase.columns["Video"][showcase.errors_at]
+            figures.append(
+                figure_of(
+                    lambda path, look: error_maps(picture, showcase.errors, path, look=look),
+                    folder / "error_maps.png",
+                    "Where outputs differ from float",
+                    f"Error of the output on frame {showcase.errors_at}, a residual frame of ResQ, beside the frame "
+                    "quantization that costs about as much (Fig. 1 of the paper): one scale for all, and dark is "
+                    "equal. BOPs are of those of W8A8.",
+                )
+            )
         if showcase.layers:
             figures.append(
                 figure_of(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from resq_plugin.comparison.settings import Setting, checkpoint_path
 from resq_plugin.config import ResQConfig
@@ -17,7 +18,18 @@ from resq_plugin.conversion import convert, evaluating, load_checkpoint, revert
 from resq_plugin.cost import Cost, measure_cost
 from resq_plugin.evaluation import LayerError, measure_layers
 from resq_plugin.method import Stream, residual_layers, stream
-from resq_plugin.report import Draw, Row, cheapest, draw_bits, drawer_of, level_of, pictures_of, row_label
+from resq_plugin.report import (
+    NAMES,
+    Draw,
+    Row,
+    cheapest,
+    draw_bits,
+    drawer_of,
+    level_of,
+    pictures_of,
+    relative_error,
+    row_label,
+)
 
 __all__ = ["Showcase", "chosen_rows", "make_showcase"]
 
@@ -34,6 +46,9 @@ class Showcase:
         over_time: name of a row to the share of equal values of each frame, in percent; of integer predictions.
         layers: errors of every layer of the row of ResQ.
         cost: of that row.
+        errors: name of a row to the error of its output on one residual frame, (h, w), see `relative_error`; empty
+            where the output is no map.
+        errors_at: number of that frame.
     """
 
     columns: Mapping[str, Sequence[Tensor]]
@@ -41,6 +56,8 @@ class Showcase:
     over_time: Mapping[str, Sequence[float]]
     layers: Sequence[LayerError]
     cost: Cost | None
+    errors: Mapping[str, Tensor] = field(default_factory=dict)
+    errors_at: int = 0
 
 
 def chosen_rows(rows: Sequence[Row]) -> list[Row]:
@@ -53,6 +70,16 @@ def chosen_rows(rows: Sequence[Row]) -> list[Row]:
             good = cheapest(rows, scheme, level) if level is not None else None
             chosen.append(good or max(of_scheme, key=lambda row: float(row["accuracy"])))
     return chosen
+
+
+def rival_of(rows: Sequence[Row], chosen: Sequence[Row]) -> Row | None:
+    """The row of frame quantization whose bit operations are nearest to those of the chosen row of ResQ."""
+    streams = [row for row in chosen if row["scheme"] in ("resq", "dynamic")]
+    frames = [row for row in rows if row["scheme"] == "frame"]
+    if not streams or not frames:
+        return None
+    cost = float(streams[0]["relative_bops"])
+    return min(frames, key=lambda row: (abs(float(row["relative_bops"]) - cost), -float(row["accuracy"])))
 
 
 @torch.no_grad()
@@ -85,7 +112,14 @@ def make_showcase(
     shown = [frames[index] for index in range(min(FRAMES, len(frames)))]
     pictures = [picture(index) for index in range(len(shown))] if picture else pictures_of(shown)
     with evaluating(model):
-        found = [predict(model(frame)).cpu() for frame in shown]
+        chosen = chosen_rows(rows)
+        # The last frame before any of them has a keyframe again.
+        errors_at = min([row["interval"] for row in chosen if row["interval"] > 1] + [len(shown)]) - 1
+        found, exact = [], None
+        for index, frame in enumerate(shown):
+            output = model(frame)
+            exact = _map_of(output) if index == errors_at else exact
+            found.append(predict(output).cpu())
         paint = draw or drawer_of(found[0])
         if paint is None:
             return None
@@ -93,7 +127,9 @@ def make_showcase(
         columns["Float"] = [paint(image, labels) for image, labels in zip(pictures, found, strict=True)]
         longest, layers, cost = 1, [], None
         over_time: dict[str, list[float]] = {}
-        for row in chosen_rows(rows):
+        errors: dict[str, Tensor] = {}
+        rival = rival_of(rows, chosen)
+        for row in [rival, *chosen] if rival is not None and rival not in chosen else chosen:
             config = configs[row["setting"]]
             if config is None:
                 continue
@@ -101,7 +137,11 @@ def make_showcase(
             convert(model, config, example=shown[0])
             try:
                 load_checkpoint(model, checkpoint_path(folder, Setting(config)))
-                drawn, predictions = _columns(model, shown, pictures, row, predict, paint)
+                drawn, predictions, output = _columns(model, shown, pictures, row, predict, paint, errors_at)
+                if exact is not None and output is not None and (row["scheme"] != "frame" or row is rival):
+                    errors[_short(row)] = relative_error(output, exact).cpu()
+                if row not in chosen:
+                    continue
                 columns |= drawn
                 if not found[0].is_floating_point():
                     pairs = zip(predictions, found, strict=True)
@@ -111,7 +151,7 @@ def make_showcase(
                     cost = measure_cost(model, shown[0].shape)
             finally:
                 revert(model)
-    return Showcase(columns, longest, over_time, layers, cost)
+    return Showcase(columns, longest, over_time, layers, cost, errors, errors_at)
 
 
 def _columns(
@@ -121,18 +161,36 @@ def _columns(
     row: Row,
     predict: Callable[[Any], Tensor],
     paint: Draw,
-) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-    drawn, bits, found = [], [], []
+    kept: int,
+) -> tuple[dict[str, list[Tensor]], list[Tensor], Tensor | None]:
+    """Pictures by title, predictions, and the output of one frame."""
+    drawn, bits, found, output = [], [], [], None
     pool = next(iter(_pools(model)), ())
     with stream(model, record_choices=True, interval=row["interval"]) as video:
-        for frame, image in zip(frames, pictures, strict=True):
-            found.append(predict(video(frame)).cpu())
+        for index, (frame, image) in enumerate(zip(frames, pictures, strict=True)):
+            raw = video(frame)
+            output = _map_of(raw) if index == kept else output
+            found.append(predict(raw).cpu())
             drawn.append(paint(image, found[-1]))
             bits.append(draw_bits(image, _mean_bits(video, image, pool), pool) if pool else image)
     columns = {row_label(row): drawn}
     if pool:
         columns[f"Bits per pixel, {min(pool)} (dark) to {max(pool)}"] = bits
-    return columns, found
+    return columns, found, output
+
+
+def _short(row: Row) -> str:
+    """Name of a row in two lines, with what it costs."""
+    name = NAMES[row["scheme"]]
+    share = f"{100 * float(row['relative_bops']):.0f} % of the BOPs"
+    return f"{name.removesuffix(' quantization')}, {share}\n{row_label(row).removeprefix(name).strip()}"
+
+
+def _map_of(output: Any) -> Tensor | None:
+    """The first map (N, C, h, w) of a model's output, a private copy, if there is any."""
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    found = next((leaf for leaf in leaves if leaf.dim() == 4 and leaf.is_floating_point()), None)
+    return None if found is None else found.clone()
 
 
 def _pools(model: nn.Module) -> list[tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from resq_plugin.errors import MissingExtraError, ReportError
 from resq_plugin.report.drawing import Draw, draw_bits, draw_joints, draw_labels, drawer_of, pictures_of
+from resq_plugin.report.error_maps import error_maps, relative_error
 from resq_plugin.report.figures import Series, accuracy_by_distance, accuracy_over_bops
 from resq_plugin.report.film import write_film, write_strip
 from resq_plugin.report.finding import cheapest, finding, level_of
@@ -32,6 +33,7 @@ __all__ = [
     "draw_joints",
     "draw_labels",
     "drawer_of",
+    "error_maps",
     "figure_of",
     "finding",
     "is_report",
@@ -40,6 +42,7 @@ __all__ = [
     "pictures_of",
     "policy_maps",
     "predictions",
+    "relative_error",
     "rich_table",
     "row_label",
     "worst_layers",

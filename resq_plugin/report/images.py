@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
-from resq_plugin.report.style import bit_colour, figure
+from resq_plugin.report.style import bare, bit_colour, figure
 
 __all__ = ["policy_maps", "predictions"]
 
@@ -75,7 +75,7 @@ def policy_maps(
             index = torch.bucketize(choice.long(), torch.tensor(pool))
             # At the frame's own aspect: a map of another resolution covers the same view.
             axes.imshow(colours[index].numpy(), interpolation="nearest", extent=(0, 1, 0, ratio), aspect="equal")
-            _bare(axes)
+            bare(axes)
             axes.set_xlabel("   ".join(f"{bits}b: {_share(choice, bits)}" for bits in pool), fontsize=8)
         grid[1][0].set_axis_off()
         patch = need("matplotlib.patches").Patch
@@ -172,14 +172,7 @@ def _tighten(drawing: Any) -> None:
 def _show(axes: Any, image: Tensor) -> None:
     """Show an image (3, H, W), uint8."""
     axes.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-    _bare(axes)
-
-
-def _bare(axes: Any) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    bare(axes)
 
 
 def _share(choice: Tensor, bits: int) -> str:

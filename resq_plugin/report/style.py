@@ -12,7 +12,7 @@ from resq_plugin.errors import ReportError
 from resq_plugin.extras import need
 from resq_plugin.files import written
 
-__all__ = ["BIT_COLOURS", "COLOURS", "LOOKS", "NAMES", "SCHEMES", "Look", "bit_colour", "colours_of", "figure"]
+__all__ = ["BIT_COLOURS", "COLOURS", "LOOKS", "NAMES", "SCHEMES", "Look", "bare", "bit_colour", "colours_of", "figure"]
 
 SCHEMES = ("float", "frame", "resq", "dynamic")
 NAMES = {"float": "Float", "frame": "Frame quantization", "resq": "ResQ", "dynamic": "Dynamic-ResQ"}
@@ -98,6 +98,15 @@ def colours_of(look: Look) -> dict[str, str]:
 def bit_colour(bits: int, pool: tuple[int, ...]) -> str:
     """Return the colour of one bit width of a pool, dark for few bits."""
     return BIT_COLOURS[min(pool.index(bits), len(BIT_COLOURS) - 1)]
+
+
+def bare(axes: Any) -> None:
+    """Leave nothing of the axes of a picture but its labels."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 @contextmanager

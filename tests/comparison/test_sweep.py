@@ -279,6 +279,28 @@ def test_schemes_are_shown_side_by_side_as_they_were_measured(tmp_path: Path) ->
     assert found.film(tmp_path / "compare.mp4").stat().st_size > 1000
 
 
+def test_errors_on_a_residual_frame_are_those_of_the_outputs(tmp_path: Path) -> None:
+    """Of ResQ, Dynamic-ResQ and the frame quantization that costs about as much, against float, on frame T - 1."""
+    frames = film(24)
+    found = compare(network(), frames, ["W8A8", "W8A4", *SETTINGS[1:]], folder=tmp_path, **COMMON)
+    showcase = found.showcase
+    assert showcase is not None
+    assert showcase.errors_at == 2
+    names = [name.partition("\n")[::2] for name in showcase.errors]
+    assert names[0] == ("Frame, 50 % of the BOPs", "W8A4")
+    assert names[1] == ("ResQ, 50 % of the BOPs", "W8A8→W4A4, T=3")
+    assert names[2][0].startswith("Dynamic-ResQ, ")
+    for row, error in zip(found.rows[2:], showcase.errors.values(), strict=True):
+        net = convert(network(), checkpoint_config(found.checkpoint(row)))
+        load_checkpoint(net, found.checkpoint(row))
+        with torch.no_grad(), stream(net, interval=row["interval"]) as video:
+            output = [video(frame[None]) for frame in frames[6:9]][-1]
+            exact = network()(frames[8:9])
+        ratio = float((output - exact).norm() / exact.norm())
+        assert float(error.square().mean().sqrt()) == pytest.approx(ratio, rel=1e-5)
+        assert error.shape == (12, 16)
+
+
 def test_without_pictures_a_film_says_what_to_give() -> None:
     found = compare(network(), film(20), ["W8A8"], **COMMON)
     with pytest.raises(ConfigError, match=r"there are no pictures of this comparison; give compare a folder"):
