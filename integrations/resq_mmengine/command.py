@@ -11,12 +11,13 @@ import math
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resq_plugin.cli import Commands, add_command, missing, require, write_json
 from resq_plugin.errors import ConfigError, ResQError
+from resq_plugin.files import check_folder
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -73,7 +74,10 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     from resq_mmengine.options import read_options  # noqa: PLC0415
     from resq_mmengine.zoo import load_config  # noqa: PLC0415
     from resq_plugin.conversion import read_checkpoint  # noqa: PLC0415
+    from resq_plugin.report import progress_bar  # noqa: PLC0415
 
+    if args.work_dir is not None:
+        check_folder(args.work_dir, option="--work-dir")  # now, rather than after minutes of work
     if not Path(args.checkpoint).is_file():
         msg = f"--checkpoint {args.checkpoint}: there is no such file."
         raise ConfigError(msg)
@@ -88,11 +92,16 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     )
     config.load_from = args.checkpoint
     rows = []
-    with tempfile.TemporaryDirectory() as scratch, _said_once():
+    with tempfile.TemporaryDirectory() as scratch, _said_once(), progress_bar(console) as bar:
         config.work_dir = str(args.work_dir or scratch)
         for scheme in args.schemes:
-            with console.status(f"{scheme} ..."):
-                rows.append(evaluate_config(config, scheme))
+            task = bar.add_task(scheme if scheme == "float" else f"{scheme}: calibrating", total=None)
+
+            def on_frame(done: int, total: int, task: Any = task, scheme: str = scheme) -> None:
+                bar.update(task, description=scheme, completed=done, total=total)
+
+            rows.append(evaluate_config(config, scheme, on_frame))
+            bar.remove_task(task)
     _show(rows, args, console)
     if args.work_dir and "resq" in args.schemes:
         console.print(f"Logs and the calibrated checkpoint are in {args.work_dir}", highlight=False, soft_wrap=True)
@@ -156,15 +165,20 @@ def prepare_config(
     Raises:
         ConfigError: the config has no test data.
     """
+    from resq_mmengine.zoo import architecture_of  # noqa: PLC0415
+
     config = copy.deepcopy(config)
     config.merge_from_dict(options or {})
     if not config.get("test_dataloader") or not config.get("test_evaluator"):
         msg = f"{config.filename} has no test_dataloader or no test_evaluator; nothing can be measured."
         raise ConfigError(msg)
-    settings = dict(config.get("resq") or {"precision": "W8A8->W4A4", "interval": 3})
-    settings |= {"precision": precision} if precision else {}
-    settings |= {"interval": interval} if interval else {}
-    if precision:
+    architecture = architecture_of(config)
+    trained = None if architecture is config.model else config.model.get("resq")
+    config.model = architecture
+    settings = dict(config.get("resq") or trained or {"precision": "W8A8->W4A4", "interval": 3})
+    settings |= {} if precision is None else {"precision": precision}
+    settings |= {} if interval is None else {"interval": interval}
+    if precision is not None:
         settings = {key: value for key, value in settings.items() if key not in ("keyframe", "residual")}
     loader = dict(config.test_dataloader)
     if loader.get("sampler", {}).get("type") == "DefaultSampler":
@@ -182,12 +196,15 @@ def prepare_config(
     return config
 
 
-def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
+def evaluate_config(
+    config: Config, scheme: str, on_frame: Callable[[int, int], None] = lambda *_: None
+) -> dict[str, Any]:
     """Run MMEngine's test loop on a prepared config in one scheme and return its row.
 
     Args:
         config: from `prepare_config`.
         scheme: ``float``, ``frame`` (the keyframe precision for every frame) or ``resq``.
+        on_frame: told after every batch how many are done, and of how many.
 
     Raises:
         ResQError: whatever the settings, the data or the checkpoint lack.
@@ -196,6 +213,7 @@ def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
 
     from resq_mmengine import mmcv_lite  # noqa: PLC0415
     from resq_mmengine.hook import ResQHook, frame_shape  # noqa: PLC0415
+    from resq_mmengine.progress import ProgressHook  # noqa: PLC0415
     from resq_mmengine.settings import read_settings  # noqa: PLC0415
     from resq_mmengine.zoo import FrameModel  # noqa: PLC0415
     from resq_plugin import ResQConfig, measure_cost  # noqa: PLC0415
@@ -218,8 +236,12 @@ def evaluate_config(config: Config, scheme: str) -> dict[str, Any]:
     # Runs of one second would share a visualizer, whose folder may be gone.
     config.experiment_name = f"resq-{uuid.uuid4().hex}"
     with _quiet(), _errors_of_workers():
-        runner = Runner.from_cfg(config)
-        metrics = runner.test()
+        with _errors_of_config(config):
+            runner = Runner.from_cfg(config)
+            loop = runner.test_loop  # with its data
+        runner.register_hook(ProgressHook(on_frame, len(loop.dataloader)))
+        with _errors_of_files(config):
+            metrics = runner.test()
     model = FrameModel(runner.model)
     shape = frame_shape(runner.model, runner.test_dataloader)
     hook = next(hook for hook in runner.hooks if isinstance(hook, ResQHook))
@@ -279,6 +301,35 @@ class _New(logging.Filter):
         is_new = not record.name.startswith("resq_") or text not in self.said
         self.said.add(text)
         return is_new
+
+
+@contextlib.contextmanager
+def _errors_of_config(config: Config) -> Iterator[None]:
+    """Let what a toolkit says of a config that it cannot build be one line."""
+    try:
+        with _errors_of_files(config):
+            yield
+    except ResQError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:400]
+        msg = f"the test of {config.filename} cannot be built: {type(error).__name__}: {text}"
+        raise ConfigError(msg) from error
+
+
+@contextlib.contextmanager
+def _errors_of_files(config: Config) -> Iterator[None]:
+    """Let a path of a config that is not there be one line."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        root = config.test_dataloader["dataset"].get("data_root")
+        msg = (
+            f"a file that {config.filename} names cannot be read: {reason}; its data_root is {root!r}: write "
+            "--data-root DIR, or --cfg-options test_dataloader.dataset.KEY=VALUE."
+        )
+        raise ConfigError(msg) from error
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from mmengine.dataset import pseudo_collate
@@ -46,6 +48,22 @@ store_histories_as_numbers()
 CALIBRATED = "resq_calibrated.pth"
 
 
+P = ParamSpec("P")
+
+
+def _told(method: Callable[P, None]) -> Callable[P, None]:
+    """Raise no TypeError: MMEngine takes it for a wrong signature of the hook and replaces it by one of its own."""
+
+    @wraps(method)
+    def told(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except ConversionError as error:
+            raise ConfigError(str(error)) from error
+
+    return told
+
+
 @HOOKS.register_module()
 class ResQHook(Hook):
     """Converts the runner's model, calibrates it and evaluates it as video.
@@ -80,6 +98,7 @@ class ResQHook(Hook):
         self._stack = ExitStack()
         self._shape: tuple[int, ...] | None = None
 
+    @_told
     def before_run(self, runner: Any) -> None:
         """Read the settings, refuse what cannot work and convert the model, before any checkpoint is loaded."""
         model = _unwrap(runner.model)
@@ -192,6 +211,7 @@ class ResQHook(Hook):
         kept = float_state_dict(model).keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
 
+    @_told
     def before_train(self, runner: Any) -> None:
         """Calibrate before the first iteration: training starts from the ranges of PTQ (§5)."""
         if self.settings is not None and self._calibrate(runner):
@@ -244,6 +264,7 @@ class ResQHook(Hook):
         """Calibrate, with the weights in place that are evaluated."""
         self._before_batch(runner, batch_idx, data_batch)
 
+    @_told
     def _before_batch(self, runner: Any, batch_idx: int, data_batch: Any) -> None:
         if self.settings is None or batch_idx > 0:
             return

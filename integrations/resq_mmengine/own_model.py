@@ -13,7 +13,7 @@ from resq_mmengine.loading import load_weights
 from resq_mmengine.options import read_options
 from resq_mmengine.own_video import PipelineFrames, PredictingModel, joints_of, labels_of, open_pictures, pipeline_of
 from resq_mmengine.refusals import check_model
-from resq_mmengine.zoo import FrameModel, build_model, load_config
+from resq_mmengine.zoo import FrameModel, architecture_of, build_model, load_config
 from resq_plugin.conversion import read_checkpoint
 from resq_plugin.errors import ConfigError
 from resq_plugin.evaluation import Agreement, MeanIoU, Metric
@@ -60,8 +60,9 @@ class OwnModel:
         own = _function(predict) if predict else None
         config = load_config(source)
         config.merge_from_dict(read_options(options))
-        if config.default_scope == "mmpose" and (config.model.get("test_cfg") or {}).get("flip_test"):
-            config.model.test_cfg.flip_test = False  # which runs the network twice per frame
+        architecture = architecture_of(config)
+        if config.default_scope == "mmpose" and (architecture.get("test_cfg") or {}).get("flip_test"):
+            architecture.test_cfg.flip_test = False  # which runs the network twice per frame
         self.scope = str(config.default_scope)
         self.transforms = pipeline_of(config, size)
         self.network = build_model(config)

@@ -19,7 +19,7 @@ from resq_plugin.errors import ConfigError, ResQError, nearest
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["TOOLKITS", "FrameModel", "ToolkitMissingError", "build_model", "load_config"]
+__all__ = ["TOOLKITS", "FrameModel", "ToolkitMissingError", "architecture_of", "build_model", "load_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def build_model(source: str | Path | Config, cfg_options: Mapping[str, Any] | No
     plain batch norm, which also runs on a CPU and outside a process group.
 
     Args:
-        source: as in `load_config`, or a config that is already loaded (it is not changed).
+        source: as in `load_config`, or a config that is already loaded (it is not changed). Of a config for training
+            with `ResQModel` its architecture is built.
         cfg_options: dotted keys to override, as in mmengine's ``--cfg-options``, e.g.
             ``{"model.head.out_channels": 15}``.
 
@@ -92,7 +93,7 @@ def build_model(source: str | Path | Config, cfg_options: Mapping[str, Any] | No
     from mmengine.model import revert_sync_batchnorm  # noqa: PLC0415
     from mmengine.registry import MODELS, DefaultScope  # noqa: PLC0415
 
-    description = copy.deepcopy(config.model)
+    description = copy.deepcopy(architecture_of(config))
     _make_standalone(description)
     try:
         with DefaultScope.overwrite_default_scope(toolkit), warnings.catch_warnings():
@@ -107,6 +108,12 @@ def build_model(source: str | Path | Config, cfg_options: Mapping[str, Any] | No
     model = revert_sync_batchnorm(model).eval()
     logger.debug("built %s of %s", type(model).__name__, name)
     return model
+
+
+def architecture_of(config: Config) -> Any:
+    """Return the config of the float model: that of a model in training, `ResQModel`, is inside it."""
+    is_trained = str(config.model.get("type")).rpartition(".")[2] == "ResQModel" and "architecture" in config.model
+    return config.model.architecture if is_trained else config.model
 
 
 class FrameModel(nn.Module):

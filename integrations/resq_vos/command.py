@@ -66,7 +66,7 @@ def is_davis(path: str) -> bool:
 
 def _run(args: argparse.Namespace, console: Console) -> int:
     from resq_plugin.cli import write_json  # noqa: PLC0415
-    from resq_plugin.report import rich_table  # noqa: PLC0415
+    from resq_plugin.report import progress_bar, rich_table  # noqa: PLC0415
     from resq_vos.on_video import VideoRequest, run_on_video  # noqa: PLC0415
 
     request = VideoRequest(
@@ -82,8 +82,11 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         calibrate=tuple(args.calibrate) if args.calibrate else None,
         out=args.out,
     )
-    with console.status("starting") as status:
-        values: dict[str, Any] = run_on_video(request, status.update)
+    with progress_bar(console) as bar:
+        task = bar.add_task("starting", total=None, completed=-1)
+        values: dict[str, Any] = run_on_video(
+            request, lambda text, total: bar.update(task, description=text, advance=1, total=total)
+        )
     if args.json:
         write_json(args.json, values)
     console.print(rich_table(values["rows"], "J with the float masks"))

@@ -99,7 +99,7 @@ def evaluate_davis(
         ResQError: whatever the folder, the options or the weights lack.
     """
     where: dict[str, Any] = {"year": options.year, "images": options.images, "annotations": options.annotations}
-    wanted = schemes_of([precision or "W8A8->W4A8"], interval or 3)
+    wanted = schemes_of(["W8A8->W4A8" if precision is None else precision], 3 if interval is None else interval)
     chosen = [scheme for scheme in wanted if scheme.name.replace("dynamic", "resq") in schemes]
     measured = find_sequences(root, options.sequences, **where)
     needs_ranges = any(scheme.config is not None for scheme in chosen)

@@ -47,8 +47,12 @@ class VideoRequest:
     calibrate: tuple[Path, Path] | None = None
 
 
-def run_on_video(request: VideoRequest, on_step: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run_on_video(request: VideoRequest, on_step: Callable[[str, int], None] = lambda *_: None) -> dict[str, Any]:
     """Run float, frame by frame and ResQ on a video and write masks, overlays and values for a report.
+
+    Args:
+        request: what to run on.
+        on_step: told before each step what comes, and how many steps there are in all.
 
     Returns:
         ``rows`` as `resq_plugin.report` takes them, and what they were measured on.
@@ -63,7 +67,8 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str], None] = lambda 
     if len(frames) < MIN_FRAMES:
         msg = f"{request.video} has {len(frames)} frames; at least {MIN_FRAMES} are needed to calibrate and compare."
         raise ConfigError(msg)
-    on_step("recording steps to calibrate on")
+    steps = len(schemes) + 2
+    on_step("recording steps to calibrate on", steps)
     other = _video(*request.calibrate, request) if request.calibrate else (frames, video)
     clips = _clips(model, *other, request)
     rows: list[dict[str, Any]] = []
@@ -71,13 +76,14 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str], None] = lambda 
     masks: dict[str, list[Any]] = {}
     reference = None
     for scheme in schemes:
-        on_step(f"{scheme.name} {scheme.precision}")
+        on_step(f"{scheme.name} {scheme.precision}", steps)
         row, run = run_scheme(model, scheme, [video], clips, reference, every=request.every)
         reference = reference or run
         rows.append(row)
         masks[_name(scheme)] = run.labels[video.name]
         pairs = zip(frames, run.labels[video.name], strict=True)
         films[row_label(row).replace("→", "->")] = [overlay(frame, labels) for frame, labels in pairs]
+    on_step("writing masks and overlays", steps)
     calibrated_on = str(request.calibrate[0] if request.calibrate else request.video)
     values = {
         "video": str(request.video),

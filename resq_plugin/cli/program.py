@@ -62,7 +62,8 @@ def _console() -> Console:
     """The one console of the program: names of files, layers and classes are printed as they are."""
     from rich.console import Console  # noqa: PLC0415
 
-    return Console(markup=False, emoji=False)
+    # The stream of now: commands keep back what toolkits print to `sys.stdout`.
+    return Console(file=sys.stdout, markup=False, emoji=False)
 
 
 if __name__ == "__main__":

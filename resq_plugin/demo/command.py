@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from resq_plugin.demo.data import DemoData, procedural_data, video_data
 from resq_plugin.demo.net import load_demo_net
@@ -30,6 +29,7 @@ from resq_plugin.report import (
     describe_machine,
     finding,
     is_report,
+    progress_bar,
     rich_table,
     write_report,
 )
@@ -124,8 +124,7 @@ def _data(video: Path | None, settings: DemoSettings) -> DemoData:
 
 
 def _run(data: DemoData, settings: DemoSettings, console: Console) -> DemoResult:
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("", total=steps(settings), completed=-1)
 
         def on_step(what: str) -> None:

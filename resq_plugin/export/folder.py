@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,6 +48,7 @@ def export_model(
     *,
     encodings: Sequence[str] = VERSIONS,
     htp: HtpConfig | None = None,
+    on_step: Callable[[str, int], None] = lambda *_: None,
 ) -> Manifest:
     """Write the keyframe graph and the residual graph of a model, with all that is needed to run them.
 
@@ -64,6 +65,7 @@ def export_model(
         folder: where to write.
         encodings: versions of the encodings files.
         htp: also write both graphs for Qualcomm's HTP; ranges of what lies between the layers come from ``frames``.
+        on_step: told before each step what comes, and how many steps there are in all.
 
     Returns:
         What was written.
@@ -87,12 +89,15 @@ def export_model(
     caches = {cache.name: cache for cache in plan.caches}
     extra: dict[nn.Module, Grid] = getattr(find_backend(config.backend), "export_quantizers", lambda _: {})(model)
 
+    steps = 2 * len(traces) + 1 + (htp is not None)
+
     def traced(kind: str) -> Traced:
         return traces[kind](model, clip[0], numbers, plan, extra)
 
     with written_folder(folder, check_replaced, ExportError) as part:
         graphs, names, floats, cuts = {}, [], {}, {}
         for kind in traces:
+            on_step(f"{kind} graph", steps)
             trace = traced(kind)
             names = [value.name for value in trace.model.graph.outputs[: trace.outputs]]
             graph, cuts[kind] = to_qdq(trace, caches)
@@ -102,10 +107,13 @@ def export_model(
             if htp is not None:
                 floats[kind] = FloatGraph(*to_encodings(traced(kind), caches, clip=True)[:3])
                 check_work(floats[kind])
+        on_step("golden clip", steps)
         golden = golden_clip(model, clip, plan, names, schedule.interval)
         golden.write(part / GOLDEN)
+        on_step("layers of the keyframe graph", steps)
         parts = {"keyframe": compute_parts(model, torch.from_numpy(golden.frames[0]), numbers, names, plan)}
         if plan.caches:
+            on_step("layers of the residual graph", steps)
             frame, past = torch.from_numpy(golden.frames[1]), caches_of(golden.memory, plan)
             parts["residual"] = compute_parts(model, frame, numbers, names, plan, past)
         write_parts(part / PARTS, *_present(parts, cuts))
@@ -121,6 +129,7 @@ def export_model(
             float_layers=summarize(model).excluded + summarize(model).unsupported,
         )
         if htp is not None:
+            on_step("graphs for the HTP", steps)
             manifest = dataclasses.replace(manifest, htp=build_htp(part, manifest, floats, golden, htp))
         manifest = manifest.write(part)
     logger.info("exported %d layers and %d caches to %s", len(numbers), len(caches), folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resq_plugin.errors import MissingExtraError, ReportError
+from resq_plugin.report.bar import progress_bar
 from resq_plugin.report.drawing import Draw, draw_bits, draw_joints, draw_labels, drawer_of, pictures_of
 from resq_plugin.report.error_maps import error_maps, relative_error
 from resq_plugin.report.figures import Series, accuracy_by_distance, accuracy_over_bops
@@ -42,6 +43,7 @@ __all__ = [
     "pictures_of",
     "policy_maps",
     "predictions",
+    "progress_bar",
     "relative_error",
     "rich_table",
     "row_label",

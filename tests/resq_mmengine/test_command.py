@@ -126,3 +126,70 @@ def test_a_config_without_test_data(case: Path) -> None:
     cfg.test_dataloader = None
     with pytest.raises(ConfigError, match="no test_dataloader"):
         prepare_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--interval", "0"], "interval=0 is not allowed; write a whole number of at least 1"),
+        (["--precision", ""], "cannot read the precision ''"),
+        (["--data-root", "nowhere"], "nowhere/val does not exist"),
+        (["--cfg-options", "resq.calibration.dataset.data_root=nowhere"], "nowhere/calib does not exist"),
+        (["--cfg-options", "test_dataloader.dataset.data_prefix.seg_map_path=no"], "no label *.png in"),
+        (
+            ["--data-root", "nowhere", "--cfg-options", "test_dataloader.dataset.type=CityscapesDataset"],
+            "No such file or directory: 'nowhere/val'; its data_root is 'nowhere': write --data-root DIR",
+        ),
+        (
+            [
+                *("--schemes", "float", "--cfg-options", "test_dataloader.dataset.type=CityscapesDataset"),
+                "test_dataloader.dataset.ann_file=nowhere.txt",
+            ],
+            "cannot be built: AssertionError: Failed to load `ann_file`",
+        ),
+        (["--cfg-options", "test_dataloader.dataset.type=Nope"], "cannot be built: KeyError"),
+        (["--cfg-options", "resq.backend=nope"], "backend='nope' is not installed; found aimet, brevitas, torch."),
+        (["--work-dir", "/proc/nowhere"], "cannot make the folder /proc/nowhere"),
+    ],
+)
+def test_what_the_data_or_a_setting_lacks_is_one_line(
+    case: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    checkpoint = ["--checkpoint", str(case / "float.pth"), "--schemes", "resq"]
+    assert main(["eval", str(case / "config.py"), *checkpoint, *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_work_dir_is_checked_before_anything_runs(case: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("resq_mmengine.zoo.load_config", lambda _: pytest.fail("the config is read"))
+    arguments = ["--checkpoint", str(case / "float.pth"), "--work-dir", str(tmp_path / "file" / "below")]
+    assert main(["eval", str(case / "config.py"), *arguments]) == 2
+
+
+def test_intervals_longer_than_the_clips_are_told(case: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = run(case, "--schemes", "resq", "--interval", "6")["rows"][0]
+    assert row["accuracy_by_position"][4:] == [None, None]
+    assert "T = 6, but no labelled frame came at position 4, 5 of an interval" in caplog.text
+
+
+def test_a_bar_tells_the_time_that_is_left(case: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """GIVEN a terminal, WHILE what the toolkits print is kept back."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    run(case, "--schemes", "float", "resq")
+    shown = capsys.readouterr().out
+    assert "resq: calibrating" in shown
+    assert "/4" in shown
+    assert "left" in shown
+
+
+def test_a_constant_net_is_told(case: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = torch.load(case / "float.pth")["state_dict"]
+    state = {key: value * 0 if "conv_seg" in key else value for key, value in state.items()}
+    state["decode_head.conv_seg.bias"][3] = 1.0
+    torch.save({"state_dict": state}, tmp_path / "constant.pth")
+    arguments = ["--checkpoint", str(tmp_path / "constant.pth"), "--schemes", "frame", "--agreement"]
+    assert main(["eval", str(case / "config.py"), *arguments]) == 0
+    assert "the float model gives every pixel one and the same label" in caplog.text
