@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from resq_plugin.comparison.pages import draw_report
 from resq_plugin.comparison.settings import Setting, checkpoint_path
@@ -27,6 +24,7 @@ from resq_plugin.report import (
     write_film,
     write_report,
 )
+from resq_plugin.tables import table_text
 
 __all__ = ["Comparison"]
 
@@ -117,7 +115,7 @@ class Comparison:
 
     def table(self, width: int = 80) -> str:
         """The rows as a table of text."""
-        return _plain(rich_table(self.rows), width)
+        return table_text(rich_table(self.rows), width)
 
     def __str__(self) -> str:
         return "\n".join([self.table(), *filter(None, [self.finding, *self.notes])])
@@ -186,9 +184,3 @@ def _difference(value: Any, default: Any) -> Any:
     if not isinstance(value, dict) or not isinstance(default, dict):
         return value
     return {name: item for name, item in value.items() if item != default.get(name)}
-
-
-def _plain(renderable: Any, width: int) -> str:
-    buffer = io.StringIO()
-    Console(file=buffer, width=width, color_system=None, markup=False, emoji=False).print(renderable)
-    return buffer.getvalue().rstrip("\n")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
+from rich import box
+from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,6 +22,7 @@ from resq_plugin.conversion.folding import fold_batch_norms
 from resq_plugin.conversion.model_state import STATE_KEYS, attach_model_state, detach_model_state
 from resq_plugin.errors import ConfigError, ConversionError
 from resq_plugin.method import LayerSettings, ResidualLayer, residual_layers
+from resq_plugin.tables import table_text
 
 __all__ = ["ConversionSummary", "convert", "float_state_dict", "revert", "summarize"]
 
@@ -31,7 +36,7 @@ NORM_TYPES = (nn.LayerNorm, nn.RMSNorm)
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """What a conversion did, by qualified layer names.
+    """What a conversion did, by qualified layer names. Printed, it is a table.
 
     Attributes:
         converted: layers with two quantized paths.
@@ -48,6 +53,32 @@ class ConversionSummary:
     unreached: tuple[str, ...]
     folded: tuple[str, ...]
     dense: tuple[str, ...]
+
+    def __str__(self) -> str:
+        table = Table(title="What was converted", box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+        table.add_column("", no_wrap=True)
+        table.add_column("number", justify="right", no_wrap=True)
+        table.add_column("names", overflow="fold")
+        for kind, names in dataclasses.asdict(self).items():
+            table.add_row(_MEANING[kind], str(len(names)), _some(names))
+        return table_text(table)
+
+
+_MEANING = {
+    "converted": "with two quantized paths",
+    "excluded": "in float: excluded",
+    "unsupported": "in float: not supported",
+    "unreached": "in float: not reached",
+    "folded": "batch norms folded",
+    "dense": "batch norms not folded",
+}
+_SHOWN = 6
+"""Names that a row of the printed summary lists; all of them are in its attributes."""
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(name or "(the model)" for name in names[:_SHOWN]) + more
 
 
 def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None) -> M:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from resq_plugin.cost.dry_run import UncountedOps
 from resq_plugin.errors import ConfigError
 from resq_plugin.method import FrameCounts
+from resq_plugin.tables import table_text
 
 __all__ = ["Cost", "LayerCost"]
 
@@ -44,7 +45,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a model; every total is the sum over `layers`.
+    """Cost of a model; every total is the sum over `layers`. Printed, it is a table of its modules.
 
     Attributes:
         layers: one row per layer that was called, in the order of the first call.
@@ -61,6 +62,14 @@ class Cost:
     is_upper_bound: bool
     frames: FrameCounts | None = None
     is_without_scene_changes: bool = False
+
+    def __str__(self) -> str:
+        from resq_plugin.cost.table import cost_table, uncounted_summary  # noqa: PLC0415  # which needs this
+
+        lines = [table_text(cost_table(self))]
+        lines += [f"In float: {', '.join(self.float_layers)}"] if self.float_layers else []
+        lines += [f"Not counted: {uncounted_summary(self)}"] if self.uncounted else []
+        return "\n".join(lines)
 
     @property
     def macs(self) -> int:

@@ -16,8 +16,9 @@ __all__ = ["cost_table", "uncounted_summary"]
 def cost_table(cost: Cost, depth: int | None = 1) -> Table:
     """Return a table with one row per module of that depth (None: per layer) and the totals.
 
-    Print it with ``rich.print``.
+    Print it with ``rich.print``; ``print(cost)`` shows that of depth 1.
     """
+    prefix, unit = _unit(cost)
     rows = cost.by_module(depth) if depth else cost.by_layer()
     precisions = {layer.precision for layer in cost.layers}
     mixed = len(precisions) > 1
@@ -28,7 +29,7 @@ def cost_table(cost: Cost, depth: int | None = 1) -> Table:
         over = f"{cost.frames.keyframes} keyframes and {cost.frames.residual} residual frames"
     table = Table(
         title=f"{what}averaged over {over}{bound}",
-        caption="BOPs = MACs · b_w · b_a in 10⁹, state in MiB",
+        caption=f"keyframe, residual, per frame: {prefix}BOPs = {prefix}MACs · b_w · b_a; state in MiB",
         box=box.SIMPLE_HEAD,
         padding=0,
         collapse_padding=True,
@@ -36,12 +37,12 @@ def cost_table(cost: Cost, depth: int | None = 1) -> Table:
     table.add_column("module" if depth else "layer", overflow="fold", min_width=16)
     if mixed:
         table.add_column("precision", overflow="fold")
-    for heading in ("MACs", "keyframe", "residual", "per frame", "share", "state"):
+    for heading in (f"{prefix}MACs", "keyframe", "residual", "per frame", "share", "state"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.name, *([row.precision] if mixed else []), *_numbers(row, cost))
+        table.add_row(row.name, *([row.precision] if mixed else []), *_numbers(row, cost, unit))
     table.add_section()
-    table.add_row("total", *([""] if mixed else []), *_numbers(cost, cost), style="bold")
+    table.add_row("total", *([""] if mixed else []), *_numbers(cost, cost, unit), style="bold")
     return table
 
 
@@ -53,11 +54,17 @@ def uncounted_summary(cost: Cost) -> str:
     return ", ".join(f"{operator} x{count}" for operator, count in calls.most_common())
 
 
-def _numbers(row: LayerCost | Cost, total: Cost) -> tuple[str, ...]:
+def _unit(cost: Cost) -> tuple[str, float]:
+    """Prefix and size of the unit in which the sums have digits to show."""
+    units = (("G", 1e9), ("M", 1e6), ("k", 1e3))
+    return next(((prefix, unit) for prefix, unit in units if cost.macs >= unit / 10), ("", 1.0))
+
+
+def _numbers(row: LayerCost | Cost, total: Cost, unit: float) -> tuple[str, ...]:
     values = (row.macs, row.bops_keyframe, row.bops_residual, row.bops_per_frame)
     share = row.bops_per_frame / (total.bops_per_frame or 1)
     return (
-        *("–" if math.isnan(value) else f"{value / 1e9:.2f}" for value in values),
+        *("–" if math.isnan(value) else f"{value / unit:.2f}" for value in values),
         f"{share:.1%}",
         f"{row.state_bytes / 2**20:.1f}",
     )
