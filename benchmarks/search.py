@@ -77,6 +77,7 @@ class Bench:
             metric=("mIoU", lambda: MeanIoU(CLASSES)),
             predict=segment,
             criterion="kl",
+            points=3,
             folder=self.args.runs / folder,
             **COMMON,
         )

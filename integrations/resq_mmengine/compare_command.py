@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from resq_mmengine.own_options import add_own_model, read_own_model
 from resq_plugin.cli import Commands, add_command, write_json
 from resq_plugin.errors import ConfigError
 from resq_plugin.files import check_folder
@@ -31,13 +31,7 @@ def add(commands: Commands) -> None:
         "sentence and the lines of the best setting, and leaves report.html, rows.json and a checkpoint per setting, "
         "which `resq export` takes. A killed run goes on where it was.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="config file, or a model-zoo name such as mmseg::....py")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CK", help="float weights")
-    parser.add_argument(
-        "--video", type=Path, required=True, nargs="+", metavar="FILE", help="video files or folders of frames"
-    )
-    parser.add_argument("--out", type=Path, default=Path("resq-compare"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--labels", type=Path, metavar="DIR", help="label maps called as the frames are, where known")
+    add_own_model(parser, "resq-compare")
     parser.add_argument("--precision", nargs="+", metavar="P", help="e.g. W8A8 'W8A8->W4A4' (default: a small sweep)")
     parser.add_argument("--interval", type=int, nargs="+", default=[3], metavar="T", help="(default: 3)")
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.1], metavar="τ", help="(default: 0.1)")
@@ -48,25 +42,20 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="videos that ranges are found on (default: the first quarter of each video, which is then not measured)",
     )
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize frames, instead of the config's")
-    parser.add_argument("--frames", type=int, metavar="N", help="only the first N frames of each video")
-    parser.add_argument("--boxes", type=Path, metavar="FILE", help="pose: JSON list of a box per frame, x0 y0 x1 y1")
+    parser.add_argument(
+        "--plan", type=Path, nargs="+", default=(), metavar="FILE", help="also these plans of `resq search`, plan.json"
+    )
     parser.add_argument("--weights", choices=("tensor", "channel"), default="tensor", help="(default: %(default)s)")
     parser.add_argument(
         "--grid", choices=("symmetric", "unsigned"), default="symmetric", help="(default: %(default)s)"
     )
     parser.add_argument("--reference", choices=("float", "quantized", "running"), default="float")
-    parser.add_argument(
-        "--predict", metavar="MODULE:FUNCTION", help="makes what is compared, a tensor, of the raw output of the head"
-    )
-    parser.add_argument("--cfg-options", nargs="+", default=(), metavar="KEY=VALUE", help="as in MMEngine")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
-    from resq_mmengine.own_model import OwnModel  # noqa: PLC0415
     from resq_plugin.comparison import DEFAULT_SETTINGS, compare, expand  # noqa: PLC0415
+    from resq_plugin.planning import read_plan  # noqa: PLC0415
     from resq_plugin.report import is_report, rich_table  # noqa: PLC0415
 
     check_folder(args.out, option="--out")
@@ -75,18 +64,11 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         msg = f"{report} is there and no report of an earlier comparison; give --out another folder."
         raise ConfigError(msg)
     common = {"weights": args.weights, "keyframe_grid": args.grid, "reference": args.reference}
-    settings = args.precision or list(DEFAULT_SETTINGS)
+    plans = [read_plan(path) for path in args.plan]
+    settings = [*(args.precision or DEFAULT_SETTINGS), *plans]
+    longest = max([*args.interval, *(plan.interval for plan in plans)])
     expand(settings, args.interval, args.threshold, **common)  # what is impossible is said before anything is built
-    own = OwnModel(
-        args.config,
-        args.checkpoint,
-        args.video,
-        size=tuple(args.size) if args.size else None,
-        frames=args.frames,
-        boxes=_boxes(args.boxes),
-        predict=args.predict,
-        options=args.cfg_options,
-    )
+    own = read_own_model(args)
     found = compare(
         own.model,
         own.frames,
@@ -97,7 +79,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         metric=own.metric if args.labels else None,
         predict=own.predict,
         agreement=own.agreement,
-        calibration=own.clips(args.calibrate, max(args.interval)) if args.calibrate else 0.25,
+        calibration=own.clips(args.calibrate, longest) if args.calibrate else 0.25,
         folder=args.out,
         **common,
     )
@@ -128,18 +110,3 @@ def _say_best(found: Comparison, args: argparse.Namespace, console: Console) -> 
     report = found.report(args.out / "report.html", title=f"ResQ on {', '.join(path.name for path in args.video)}")
     say(f"Report: {report}")
     say(f"Export: resq export {args.config} --checkpoint {found.checkpoint(best)} --out DIR --shape H W")
-
-
-def _boxes(path: Path | None) -> Any:
-    if path is None:
-        return None
-    try:
-        boxes = json.loads(path.read_text(encoding="utf-8"))
-        fits = all(len(box) == 4 and all(isinstance(value, (int, float)) for value in box) for box in boxes)
-    except (OSError, ValueError, TypeError) as error:
-        msg = f"--boxes {path}: {error}; write a JSON list with [left, top, right, bottom] in pixels for each frame."
-        raise ConfigError(msg) from error
-    if not boxes or not fits:
-        msg = f"--boxes {path} holds no list of [left, top, right, bottom] in pixels, one for each frame."
-        raise ConfigError(msg)
-    return boxes

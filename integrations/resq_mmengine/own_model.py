@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 
 from resq_mmengine.loading import load_weights
 from resq_mmengine.options import read_options
-from resq_mmengine.own_video import PipelineFrames, PredictingModel, joints_of, labels_of, open_pictures, pipeline_of
+from resq_mmengine.own_video import (
+    PipelineFrames,
+    PredictingModel,
+    joints_of,
+    joints_of_output,
+    labels_of,
+    labels_of_output,
+    open_pictures,
+    pipeline_of,
+)
 from resq_mmengine.refusals import check_model
 from resq_mmengine.zoo import FrameModel, architecture_of, build_model, load_config
 from resq_plugin.conversion import read_checkpoint
@@ -38,6 +48,8 @@ class OwnModel:
         model: frame to prediction.
         frames: per video its frames (1, 3, H, W).
         predict: prediction of the model's output.
+        raw: frame to the raw output of the head, of which gradients flow.
+        read: raw output to prediction, the same as that of ``model``.
         agreement: maker of the metric against the float model.
         metric: name and maker of the metric of labels, of a segmentor.
     """
@@ -76,10 +88,13 @@ class OwnModel:
         self.metric: tuple[str, Callable[[], Metric]] | None = None
         self.agreement: Callable[[], Metric] = Agreement
         self.predict: Callable[[Any], Tensor] = own or (lambda output: output)
+        self.raw: nn.Module = FrameModel(self.network)
+        self.read: Callable[[Any], Tensor] = own or (lambda output: output)
         if own is not None:
-            self.model: nn.Module = FrameModel(self.network)
+            self.model: nn.Module = self.raw
             return
         sample = self.frames[0].batch(0)["data_samples"][0]
+        self.read = partial(joints_of_output if self.scope == "mmpose" else labels_of_output, self.network, sample)
         if self.scope == "mmpose":
             from resq_mmpose.agreement import NearJoints  # noqa: PLC0415
 

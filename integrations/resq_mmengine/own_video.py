@@ -21,7 +21,16 @@ from resq_plugin.video import ImageFolder, VideoFile
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["PipelineFrames", "PredictingModel", "joints_of", "labels_of", "open_pictures", "pipeline_of"]
+__all__ = [
+    "PipelineFrames",
+    "PredictingModel",
+    "joints_of",
+    "joints_of_output",
+    "labels_of",
+    "labels_of_output",
+    "open_pictures",
+    "pipeline_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -188,3 +197,26 @@ def joints_of(sample: Any) -> Tensor:
     sides = joints.amax(1) - joints.amin(1)
     size = sides.amax(-1, keepdim=True)[:, None].expand(-1, joints.shape[1], -1)
     return torch.cat([joints, size], dim=-1)
+
+
+def labels_of_output(model: Any, sample: Any, output: Any) -> Tensor:
+    """Labels (1, H, W) of the raw output of a segmentor's head, made as its predict mode makes them.
+
+    Args:
+        model: an MMSeg segmentor.
+        sample: data sample of the frame.
+        output: scores of the head.
+    """
+    logits = model.decode_head.predict_by_feat(output, [sample.metainfo])
+    return labels_of(model.postprocess_result(logits, [copy.deepcopy(sample)])[0])
+
+
+def joints_of_output(model: Any, sample: Any, output: Any) -> Tensor:
+    """Joints and the person's size (1, K, 3) of the raw output of a pose estimator's head.
+
+    Args:
+        model: an MMPose top-down estimator.
+        sample: data sample of the frame.
+        output: heat maps or whatever the head's codec decodes.
+    """
+    return joints_of(model.add_pred_to_datasample(model.head.decode(output), None, [copy.deepcopy(sample)])[0])

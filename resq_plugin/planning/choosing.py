@@ -12,7 +12,7 @@ from resq_plugin.planning.trial import Trials
 
 __all__ = ["verify_front"]
 
-NEIGHBOURS = 2
+NEIGHBOURS = 1
 """Plans beside the one that was found that are tried, because measured accuracy does not fall evenly."""
 
 

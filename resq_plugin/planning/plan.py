@@ -114,8 +114,12 @@ class Plan:
         config, reasons = self.config, {layer.name: layer.reason for layer in self.layers}
         values, default = config.to_dict(), ResQConfig().to_dict()
         own = dict(values.pop("overrides"))
-        lines = ["# A plan of resq search; `_base_ = [MODEL, 'plan.py']` in a config of its own runs it."]
-        lines.append("resq = dict(")
+        lines = [
+            "# A plan of resq search. A config of its own runs it:",
+            "#     _base_ = [MODEL, 'plan.py']",
+            "#     default_hooks = dict(resq=dict(type='resq_mmengine.ResQHook', priority='VERY_HIGH'))",
+            "resq = dict(",
+        ]
         for key, value in values.items():
             if key == "version" or (value == default[key] and key not in ("precision", "interval")):
                 continue
@@ -128,7 +132,7 @@ class Plan:
                 f"        {name!r}: {text!r},  # {reasons.get(name, '')}".rstrip(" #") for name, text in own.items()
             ]
             lines.append("    },")
-        lines += [")", "default_hooks = dict(resq=dict(type='resq_mmengine.ResQHook', priority='VERY_HIGH'))", ""]
+        lines += [")", ""]
         return "\n".join(lines)
 
 

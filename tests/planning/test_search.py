@@ -175,7 +175,7 @@ def test_the_fragment_of_a_plan_is_the_configuration(found: SearchResult, tmp_pa
     values: dict[str, Any] = {}
     exec(compile(path.read_text(), path.name, "exec"), values)
     assert ResQConfig.from_dict(values["resq"]) == found.plan.config
-    assert values["default_hooks"]["resq"]["type"] == "resq_mmengine.ResQHook"
+    assert {key for key in values if not key.startswith("_")} == {"resq"}  # a base may repeat no key of another
 
 
 def test_the_most_accurate_plan_within_bit_operations(found: SearchResult) -> None:
