@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from resq_vos.step import SegmentationStep
 from resq_vos.stm import STM
 
 __all__ = ["VideoRequest", "run_on_video"]
+
+logger = logging.getLogger(__name__)
 
 CLIPS = 21
 """Clips of three steps for calibration; of a longer video, evenly spread ones."""
@@ -68,6 +71,13 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str, int], None] = la
         msg = f"{request.video} has {len(frames)} frames; at least {MIN_FRAMES} are needed to calibrate and compare."
         raise ConfigError(msg)
     steps = len(schemes) + 2
+    if request.interval > len(frames) - 1:
+        msg = (
+            f"--interval {request.interval} is longer than the video, which has {len(frames) - 1} frames after the "
+            f"first; frames farther from their keyframe would never run. Write --interval {min(3, len(frames) - 1)}, "
+            "or give a longer video."
+        )
+        raise ConfigError(msg)
     on_step("recording steps to calibrate on", steps)
     other = _video(*request.calibrate, request) if request.calibrate else (frames, video)
     clips = _clips(model, *other, request)
@@ -78,6 +88,11 @@ def run_on_video(request: VideoRequest, on_step: Callable[[str, int], None] = la
     for scheme in schemes:
         on_step(f"{scheme.name} {scheme.precision}", steps)
         row, run = run_scheme(model, scheme, [video], clips, reference, every=request.every)
+        if reference is None and not any(labels.any() for labels in run.labels[video.name][1:]):
+            logger.warning(
+                "the float network loses all objects after the first frame, so that J with its masks says nothing; "
+                "look at the checkpoint, the mask and --short-side."
+            )
         reference = reference or run
         rows.append(row)
         masks[_name(scheme)] = run.labels[video.name]

@@ -92,6 +92,9 @@ def bad_file(kind: str, folder: Path) -> Path:
         path.write_text("this is no video at all\n" * 40)
     elif kind == "empty":
         path.write_bytes(b"")
+    elif kind in ("image", "arrays"):
+        path = folder / ("frame.png" if kind == "image" else "clip.npz")
+        path.write_bytes(b"whatever it holds")
     elif kind == "still":
         write_video(path, 1)
     elif kind == "cut":
@@ -115,6 +118,8 @@ BAD = {
     "text": "cannot be decoded (",
     "empty": "cannot be decoded (",
     "cut": "cannot be decoded (",
+    "image": "is an image, not a video; give its folder",
+    "arrays": "holds arrays, not a video; numpy.load reads it; --video takes",
     "sound": "has no video stream, only audio; --video takes",
     "still": "has 1 frame(s); residuals need at least two",
 }

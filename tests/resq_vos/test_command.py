@@ -80,6 +80,17 @@ def test_masks_film_and_rows(
     assert "J at distance 0 ... 1" in printed
 
 
+def test_intervals_longer_than_the_video(
+    tmp_path: Path, weights: str, clip: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["vos", clip[0], "--mask", clip[1], "--checkpoint", weights, "--out", str(tmp_path / "out")]
+    error = fails_with(capsys, *argv, "--interval", "7")
+    assert "--interval 7 is longer than the video, which has 6 frames after the first" in error
+    assert "interval=0 is not allowed" in fails_with(capsys, *argv, "--interval", "0")
+    assert "every=0 is not allowed" in fails_with(capsys, *argv, "--every", "0")
+    assert "frames=0 must be a number of at least 1" in fails_with(capsys, *argv, "--frames", "0")
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
