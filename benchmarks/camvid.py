@@ -30,10 +30,11 @@ from resq_mmengine.command import prepare_config
 from resq_mmengine.hook import CALIBRATED, ResQHook
 from resq_mmengine.zoo import load_config
 from rich.console import Console
-from rich.table import Table
 
 from resq_plugin import ResQConfig, convert, measure_cost, revert
+from resq_plugin.comparison import Setting, row_of
 from resq_plugin.evaluation import Evaluation
+from resq_plugin.report import rich_table
 
 RECIPE = ROOT / "integrations/resq_mmseg/configs/camvid/resq_ddrnet_23-slim_w8a8-w4a4_camvid-360x480.py"
 INTERVALS = (2, 3, 4, 6, 8)
@@ -44,11 +45,13 @@ THRESHOLDS = (0.1, 0.3)
 SWEPT_THRESHOLD = 0.1
 """The other one is measured at T = 3 only, to keep the whole run under an hour."""
 SHAPE = (1, 3, 360, 480)
+DIGITS = {"accuracy": 2, "agreement": 2, "gbops_per_frame": 2, "relative_bops": 4, "state_megabytes": 1}
+"""Of the numbers that a row keeps."""
 
-Setting = tuple[str, str, str]  # precision, weights, reference
+Combination = tuple[str, str, str]  # precision, weights, reference
 
 
-def settings(quick: bool) -> list[Setting]:
+def settings(quick: bool) -> list[Combination]:
     """Return every combination that is calibrated once, those of the main table first."""
     frames = list(itertools.product(FRAME, ("tensor", "channel"), ("float",)))
     streams = itertools.product(STATIC + DYNAMIC, ("tensor", "channel"), ("float", "quantized", "running"))
@@ -69,7 +72,7 @@ class Bench:
         if args.out.exists() and not args.fresh:
             self.rows = json.loads(args.out.read_text())["rows"]
         self.network = ddrnet()
-        self.base_gbops = measure_cost(self.network, SHAPE, ResQConfig.parse("W8A8")).bops_per_frame / 1e9
+        self.base = measure_cost(self.network, SHAPE, ResQConfig.parse("W8A8")).bops_per_frame
 
     def done(self, **key: Any) -> bool:
         """Whether a row with these settings exists."""
@@ -89,31 +92,13 @@ class Bench:
             metrics = runner.test()
         return metrics, next(hook for hook in runner.hooks if isinstance(hook, ResQHook)).evaluation
 
-    def add(self, scheme: str, config: ResQConfig, result: Evaluation, interval: int, threshold: float | None) -> None:
+    def add(self, config: ResQConfig, result: Evaluation, interval: int) -> None:
         """Add the row of one interval and write the file."""
         result = result.until(interval)
         convert(self.network, config)
         cost = measure_cost(self.network, SHAPE, config.replace(interval=interval), **result.amortized())
         revert(self.network)
-        gbops = cost.bops_per_frame / 1e9
-        self.rows.append(
-            {
-                "scheme": scheme,
-                "precision": config.notation,
-                "weights": config.weights,
-                "reference": config.reference,
-                "interval": interval,
-                "threshold": threshold,
-                "accuracy": round(result.mean("mIoU"), 2),
-                "metric": "mIoU",
-                "agreement": round(result.mean("agreement"), 2),
-                "gbops_per_frame": round(gbops, 2),
-                "relative_bops": round(gbops / self.base_gbops, 4),
-                "accuracy_by_distance": [round(value, 2) for value in result.by_distance["mIoU"]],
-                "agreement_by_distance": [round(value, 2) for value in result.by_distance["agreement"]],
-                "state_megabytes": round(cost.state_bytes / 1e6, 1) if interval > 1 else 0,
-            }
-        )
+        self.rows.append(kept(row_of(Setting(config.replace(interval=interval)), result, cost, self.base, "mIoU")))
         self.write()
 
     def write(self) -> None:
@@ -123,15 +108,11 @@ class Bench:
     def float_row(self) -> None:
         """Add the float model."""
         metrics, _ = self.test(None, "float", self.weights)
-        gbops = measure_cost(self.network, SHAPE).bops_per_frame / 1e9
-        row = {"scheme": "float", "precision": "W32A32", "weights": "", "reference": "", "interval": 1}
-        row |= {"threshold": None, "accuracy": float(metrics["mIoU"]), "metric": "mIoU", "agreement": 100.0}
-        row |= {"gbops_per_frame": round(gbops, 2), "relative_bops": round(gbops / self.base_gbops, 4)}
-        row |= {"state_megabytes": 0}
-        self.rows.append(row)
+        found = Evaluation({"mIoU": (float(metrics["mIoU"]),), "agreement": (100.0,)})
+        self.rows.append(kept(row_of(Setting(), found, measure_cost(self.network, SHAPE), self.base, "mIoU")))
         self.write()
 
-    def run(self, setting: Setting, intervals: tuple[int, ...]) -> None:
+    def run(self, setting: Combination, intervals: tuple[int, ...]) -> None:
         """Calibrate one setting and measure it at every interval."""
         precision, weights, reference = setting
         scheme = "frame" if "->" not in precision else "dynamic" if "{" in precision else "resq"
@@ -150,17 +131,22 @@ class Bench:
             _, result = self.test({**values, "interval": max(chosen)}, folder, source)
             for interval in chosen:
                 if not self.done(interval=interval, **key):
-                    self.add(scheme, ResQConfig.from_dict(values), result, interval, threshold)
+                    self.add(ResQConfig.from_dict(values), result, interval)
 
 
-def show(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print the table."""
-    table = Table("scheme", "precision", "weights", "reference", "T", "τ", "mIoU", "agreement %", "GBOPs", "of W8A8")
-    for row in rows:
-        values = [row[name] for name in ("scheme", "precision", "weights", "reference", "interval", "threshold")]
-        numbers = f"{row['accuracy']:.1f}", f"{row['agreement']:.1f}", f"{row['gbops_per_frame']:.1f}"
-        table.add_row(*["" if v is None else str(v) for v in values], *numbers, f"{100 * row['relative_bops']:.0f} %")
-    console.print(table)
+def kept(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as the file keeps it: rounded, and without what its settings tell."""
+    found: dict[str, Any] = {
+        name: round(value, DIGITS[name]) if name in DIGITS else value
+        for name, value in row.items()
+        if name in ("scheme", "precision", "weights", "reference", "interval", "threshold", "metric", *DIGITS)
+    }
+    if row["interval"] == 1:
+        found["state_megabytes"] = 0
+    if row["scheme"] != "float":
+        for name in ("by_distance", "agreement_by_distance"):
+            found[f"accuracy_{name}" if name == "by_distance" else name] = [round(value, 2) for value in row[name]]
+    return found
 
 
 def main() -> None:
@@ -180,7 +166,7 @@ def main() -> None:
         bench.run(setting, intervals)
         console.log(*setting, f"{time.perf_counter() - start:.0f} s")
     shutil.rmtree(bench.scratch)
-    show(console, bench.rows)
+    console.print(rich_table(bench.rows))
     console.print("written to", str(args.out))
 
 

@@ -12,6 +12,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from resq_plugin.files import check_folder
 if TYPE_CHECKING:
     from mmengine.config import Config
     from rich.console import Console
+
+    from resq_plugin.evaluation import Evaluation
 
 __all__ = ["SCHEMES", "add", "evaluate_config", "prepare_config"]
 
@@ -217,6 +220,7 @@ def evaluate_config(
     from resq_mmengine.settings import read_settings  # noqa: PLC0415
     from resq_mmengine.zoo import FrameModel  # noqa: PLC0415
     from resq_plugin import ResQConfig, measure_cost  # noqa: PLC0415
+    from resq_plugin.comparison import Setting, row_of  # noqa: PLC0415
 
     mmcv_lite.install()
     config = copy.deepcopy(config)
@@ -224,9 +228,7 @@ def evaluate_config(
     if settings is None:
         msg = f"{config.filename} has resq = None; write resq = dict(precision='W8A8->W4A4', interval=3)."
         raise ConfigError(msg)
-    notation, length = settings.config.notation, settings.config.interval
     if scheme != "resq":
-        length = 1
         notation = "W32A32" if scheme == "float" else str(settings.config.keyframe)
         values = {key: value for key, value in config.resq.items() if key not in ("keyframe", "residual")}
         config.resq = None if scheme == "float" else {**values, "precision": notation}
@@ -245,22 +247,24 @@ def evaluate_config(
     model = FrameModel(runner.model)
     shape = frame_shape(runner.model, runner.test_dataloader)
     hook = next(hook for hook in runner.hooks if isinstance(hook, ResQHook))
-    gbops = (hook.cost or measure_cost(model, shape)).bops_per_frame / 1e9
-    base = measure_cost(model, shape, ResQConfig.parse("W8A8")).bops_per_frame / 1e9
     name = _accuracy_name(metrics)
-    agreement = 100.0 if scheme == "float" else metrics.get("agreement")
-    return {
-        "scheme": "dynamic" if "{" in notation else scheme,
-        "precision": notation,
-        "interval": length,
-        "accuracy": float(metrics[name]),
-        "accuracy_by_position": _by_position(metrics, name, length),
-        "metric": name,
-        "agreement": agreement,
-        "gbops_per_frame": gbops,
-        "relative_bops": gbops / base,
-        "state_megabytes": metrics.get("resq/state_mb", 0.0),
+    chosen = {"float": None, "frame": settings.config.replace(residual=None), "resq": settings.config}[scheme]
+    base = measure_cost(model, shape, ResQConfig.parse("W8A8")).bops_per_frame
+    found = _evaluation(metrics, hook.evaluation, name, 1 if scheme != "resq" else settings.config.interval)
+    row = row_of(Setting(chosen), found, hook.cost or measure_cost(model, shape), base, name)
+    return {**row, "accuracy_by_position": row["by_distance"]}
+
+
+def _evaluation(metrics: dict[str, Any], measured: Evaluation | None, name: str, length: int) -> Evaluation:
+    """What was measured at every position of an interval, NaN at one that did not occur; of float all at one."""
+    from resq_plugin.evaluation import Evaluation  # noqa: PLC0415
+
+    if measured is None:
+        return Evaluation({name: (float(metrics[name]),), "agreement": (100.0,)})
+    by_distance = {
+        key: (*values, *[math.nan] * (length - len(values))) for key, values in measured.by_distance.items()
     }
+    return replace(measured, by_distance=by_distance)
 
 
 @contextlib.contextmanager
@@ -343,14 +347,6 @@ def _errors_of_workers() -> Iterator[None]:
         if "Original Traceback" not in str(error) or not told:
             raise
         raise type(error)(line.strip()) from error
-
-
-def _by_position(metrics: dict[str, Any], name: str, length: int) -> list[float | None]:
-    """The metric at every position of an interval; None, for JSON, at one that did not occur."""
-    if length == 1 and f"{name}_t0" not in metrics:  # without ResQ every frame is at position 0
-        return [float(metrics[name])]
-    values = [float(metrics.get(f"{name}_t{t}", math.nan)) for t in range(length)]
-    return [None if math.isnan(value) else value for value in values]
 
 
 def _accuracy_name(metrics: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resq_plugin.comparison.result import Comparison
+from resq_plugin.comparison.rows import row_of
 from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, expand
 from resq_plugin.comparison.sweep import compare, default_predict, first_output
 
@@ -14,4 +15,5 @@ __all__ = [
     "default_predict",
     "expand",
     "first_output",
+    "row_of",
 ]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from resq_plugin.calibration import Statistics, calibrate, fingerprint, tell_of_pixels
 from resq_plugin.comparison.journal import Journal
 from resq_plugin.comparison.result import Comparison
+from resq_plugin.comparison.rows import row_of
 from resq_plugin.comparison.settings import DEFAULT_SETTINGS, Setting, checkpoint_path, expand, groups_of
 from resq_plugin.comparison.showcase import make_showcase
 from resq_plugin.comparison.videos import Videos, identical, split_videos
@@ -33,6 +34,7 @@ __all__ = ["compare", "default_predict", "first_output"]
 logger = logging.getLogger(__name__)
 
 Predict = Callable[[Any], Tensor]
+Inspect = Callable[[ResQConfig, nn.Module], object]
 
 
 def compare(
@@ -50,6 +52,7 @@ def compare(
     folder: str | Path | None = None,
     progress: bool = True,
     draw: Draw | None = None,
+    inspect: Inspect | None = None,
     **common: Any,
 ) -> Comparison:
     """Run a float model in many settings on the same frames and put accuracy beside bit operations.
@@ -57,7 +60,8 @@ def compare(
     Accuracy is agreement with the float model where there are no labels. Every setting is converted, calibrated,
     measured by the paper's protocol (§5: every T-th frame a keyframe, mean over the positions in the interval) and
     reverted; the model is given back as it was. Settings share what calibration finds, see
-    `resq_plugin.calibration.Statistics`; frame quantization is calibrated on the keyframes of the first T.
+    `resq_plugin.calibration.Statistics`; frame quantization is calibrated on the keyframes of the first T, and
+    its accuracy, as that of float, is the mean over as many positions.
 
     Args:
         model: a float model in evaluation mode; ``model(frame)`` runs one frame.
@@ -78,6 +82,7 @@ def compare(
         progress: show a progress bar.
         draw: picture (3, H, W), uint8, and prediction (1, ...) to a picture, for the film of the schemes side by side;
             labels and joints are drawn without it.
+        inspect: called with the configuration and the calibrated model of every quantized row that is measured.
         common: further fields of `ResQConfig` for the notations, e.g. ``weights="channel"``.
 
     Returns:
@@ -96,7 +101,8 @@ def compare(
     longest = max(setting.interval for setting in plan)
     samples = max((item.config.calibration for item in plan if item.config), key=lambda c: c.samples).samples
     videos = split_videos(frames, labels, calibration, longest, samples)
-    sweep = _Sweep(model, videos, predict, metric, agreement, None if folder is None else Path(folder), progress, draw)
+    sweep = _Sweep(model, videos, predict, metric, agreement, None if folder is None else Path(folder), progress)
+    sweep.draw, sweep.inspect = draw, inspect
     return sweep.run(plan)
 
 
@@ -112,12 +118,13 @@ class _Sweep:
         agreement: Callable[[], Metric],
         folder: Path | None,
         progress: bool,
-        draw: Draw | None,
     ) -> None:
-        self.draw = draw
+        self.draw: Draw | None = None
+        self.inspect: Inspect | None = None
         self.model, self.videos, self.folder, self.progress = model, videos, folder, progress
         self.first = videos.measured[0][0]
         tell_of_pixels(model, self.first, "frame 0 of video 0")
+        self.longest = max(len(video) for video in videos.measured)
         output = first_output(model, self.first)
         self.predict = predict or default_predict(output)
         probe: object = self.predict(output)
@@ -141,6 +148,7 @@ class _Sweep:
         self.statistics = Statistics()
 
     def run(self, plan: Sequence[Setting]) -> Comparison:
+        self.positions = min(next((s.config.interval for s in plan if s.config is not None), 1), self.longest)
         self.journal.order = [setting.key for setting in plan]
         todo = [setting for setting in plan if setting.key not in self.journal.rows]
         if len(todo) < len(plan):
@@ -206,7 +214,7 @@ class _Sweep:
 
     def _measure(self, setting: Setting) -> None:
         if setting.config is None:
-            self._add(setting, self._score_float(), measure_cost(self.model, self.videos.shape))
+            self._add(setting, self._score_float(self.positions), measure_cost(self.model, self.videos.shape))
             return
         convert(self.model, setting.config, example=self.first)
         try:
@@ -217,9 +225,11 @@ class _Sweep:
                 self.targets,
                 self.metrics,
                 predict=self._counted,
-                interval=setting.interval,
+                interval=min(setting.config.interval, self.longest),
             )
             cost = measure_cost(self.model, self.videos.shape, **found.amortized())
+            if self.inspect is not None:
+                self.inspect(setting.config, self.model)
             if self.folder is not None:
                 save_checkpoint(self.model, checkpoint_path(self.folder, setting))
         finally:
@@ -230,39 +240,21 @@ class _Sweep:
         self.bar.update()
         return self.model(frame)
 
-    def _score_float(self) -> Evaluation:
-        """The float model against itself and the labels."""
-        found = {}
+    def _score_float(self, positions: int) -> Evaluation:
+        """The float model against itself and the labels, at every position as the others."""
+        by_distance: dict[str, tuple[float, ...]] = {}
         for name, make in self.metrics.items():
-            metric = make()
+            tables: dict[int, Metric] = {}
             for index, video in enumerate(self.targets["agreement"]):
                 for time, prediction in enumerate(video):
                     target = self.targets[name][index][time]
                     if target is not None:
-                        metric.update(prediction, target)
-            found[name] = (metric.compute(),)
-        return Evaluation(found)
+                        tables.setdefault(time % positions, make()).update(prediction, target)
+            by_distance[name] = tuple(tables[t].compute() if t in tables else math.nan for t in range(positions))
+        return Evaluation(by_distance)
 
     def _add(self, setting: Setting, found: Evaluation, cost: Cost) -> None:
-        row = {
-            "scheme": setting.scheme,
-            "precision": setting.precision,
-            "interval": setting.interval,
-            "threshold": setting.threshold,
-            "weights": setting.config.weights if setting.config else "",
-            "reference": setting.config.reference if setting.config else "",
-            "accuracy": found.mean(self.accuracy),
-            "metric": self.accuracy,
-            "agreement": found.mean("agreement"),
-            "gbops_per_frame": cost.bops_per_frame / 1e9,
-            "relative_bops": cost.bops_per_frame / self.base,
-            "by_distance": _known(found.by_distance[self.accuracy]),
-            "agreement_by_distance": _known(found.by_distance["agreement"]),
-            "gbops_peak": cost.peak_bops / 1e9,
-            "state_megabytes": cost.state_bytes / 1e6,
-            "config": setting.config.to_dict() if setting.config else None,
-        }
-        self.journal.add(setting.key, row)
+        self.journal.add(setting.key, row_of(setting, found, cost, self.base, self.accuracy))
 
 
 @torch.no_grad()
@@ -291,11 +283,6 @@ def _check_metrics(metric: Any, agreement: Any) -> None:
         msg = f"metric={metric!r} must be a name and what makes it, e.g. metric=('mIoU', lambda: MeanIoU(19))."
         raise ConfigError(msg)
     make_metric(*metric)
-
-
-def _known(values: Sequence[float]) -> list[float | None]:
-    """For JSON, which has no NaN: None at a position that never ran."""
-    return [None if math.isnan(value) else value for value in values]
 
 
 def _small(prediction: Tensor) -> Tensor:

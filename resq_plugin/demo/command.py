@@ -18,8 +18,7 @@ from rich.console import Console
 from resq_plugin.demo.data import DemoData, procedural_data, video_data
 from resq_plugin.demo.net import load_demo_net
 from resq_plugin.demo.pictures import FIGURES, draw_figures
-from resq_plugin.demo.result import DemoResult
-from resq_plugin.demo.run import run_demo, steps
+from resq_plugin.demo.run import run_demo
 from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.extras import need
 from resq_plugin.files import check_folder, written_into
@@ -29,7 +28,6 @@ from resq_plugin.report import (
     describe_machine,
     finding,
     is_report,
-    progress_bar,
     rich_table,
     write_report,
 )
@@ -73,7 +71,7 @@ def demo_command(
     with _idle_threads():
         settings = settings.fitted(min(map(len, data.videos)))
         say(f"ResQ on {data.name}, {data.shape[3]}×{data.shape[2]} pixels")
-        result = _run(data, settings, console)
+        result = run_demo(load_demo_net(), data, settings, progress=console.is_terminal)
         machine = describe_machine()
     seconds = time.perf_counter() - begin
     details = {"Run": _describe(data, settings, seconds), "Machine": machine}
@@ -121,16 +119,6 @@ def _data(video: Path | None, settings: DemoSettings) -> DemoData:
     if video is None:
         return procedural_data(settings.videos, settings.frames, settings.calibration_clips)
     return video_data(video, 3 * settings.frames, 2 * settings.calibration_clips)
-
-
-def _run(data: DemoData, settings: DemoSettings, console: Console) -> DemoResult:
-    with progress_bar(console) as progress:
-        task = progress.add_task("", total=steps(settings), completed=-1)
-
-        def on_step(what: str) -> None:
-            progress.update(task, advance=1, description=what)
-
-        return run_demo(load_demo_net(), data, settings, on_step)
 
 
 @contextmanager

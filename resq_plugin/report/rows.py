@@ -65,7 +65,8 @@ def _precision(row: Row) -> str:
 def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the headings of a table and the cells of every row, as text; shares in percent.
 
-    Where no row has a threshold there is no τ; agreement is left out where nobody measured it or it is the metric.
+    Where no row has a threshold there is no τ; agreement is left out where nobody measured it or it is the metric;
+    weights and references are told where they differ.
 
     >>> row = dict(scheme="resq", precision="W8A8->W4A4", interval=3, accuracy=91.26, metric="mIoU", agreement=98.4,
     ...     gbops_per_frame=4.8, relative_bops=0.5)
@@ -79,6 +80,8 @@ def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]
     columns: dict[str, Callable[[Row], str]] = {
         "Scheme": lambda row: NAMES[row["scheme"]].removesuffix(" quantization"),
         "Precision": _precision,
+        "Weights": lambda row: str(row.get("weights") or ""),
+        "Reference": lambda row: str(row.get("reference") or ""),
         "τ": lambda row: "" if row.get("threshold") is None else f"{row['threshold']:g}",
         "T": lambda row: str(row["interval"]),
         "/".join(metrics): lambda row: _number(row["accuracy"]),
@@ -89,6 +92,9 @@ def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]
     columns.pop("agreement", None)
     if all(row["agreement"] is None for row in rows):
         del columns["Agreement"]
+    for heading in ("Weights", "Reference"):
+        if len({row.get(heading.lower()) for row in rows} - {None, ""}) < 2:
+            del columns[heading]
     if all(row.get("threshold") is None for row in rows):
         del columns["τ"]
     return tuple(columns), [tuple(cell(row) for cell in columns.values()) for row in rows]
@@ -111,7 +117,8 @@ def rich_table(rows: Sequence[Row], title: str | None = None) -> Table:
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     headings, lines = table_of(rows)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=True)
+        justify: Any = "left" if index < 2 or heading in ("Weights", "Reference") else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
     for index, (row, line) in enumerate(zip(rows, lines, strict=True), start=1):
         is_last = index == len(rows) or rows[index]["scheme"] != row["scheme"]
         table.add_row(*line, end_section=is_last)

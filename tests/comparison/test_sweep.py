@@ -56,9 +56,8 @@ def by_hand(config: ResQConfig, frames: list[Tensor], first: int) -> tuple[tuple
     convert(net, config, example=frames[first])
     clips = [frames[start : min(start + 3, first)] for start in range(0, first - 1, 3)]
     calibrate(net, clips)
-    metrics, interval = {"agreement": Agreement}, config.interval if config.residual else 1
     found = evaluate(
-        net, [frames[first:]], {"agreement": targets}, metrics, predict=lambda z: z.argmax(1), interval=interval
+        net, [frames[first:]], {"agreement": targets}, {"agreement": Agreement}, predict=lambda z: z.argmax(1)
     )
     return found.by_distance["agreement"], measure_cost(net, SHAPE, **found.amortized()).bops_per_frame
 
@@ -209,8 +208,9 @@ def test_checkpoints_of_rows_load_into_their_models(tmp_path: Path) -> None:
         with torch.no_grad():
             targets = [network()(frame[None]).argmax(1) for frame in frames[5:]]
         equal = [float((a == b).double().mean()) for a, b in zip(outputs, targets, strict=True)]
-        by_position = [100 * sum(equal[t :: row["interval"]]) / len(equal[t :: row["interval"]]) for t in range(1)]
-        assert by_position[0] == pytest.approx(row["by_distance"][0])
+        positions = len(row["by_distance"])
+        by_position = [100 * sum(equal[t::positions]) / len(equal[t::positions]) for t in range(positions)]
+        assert by_position == pytest.approx(row["by_distance"])
 
 
 # --- what a result can do -----------------------------------------------------------------------------------------
