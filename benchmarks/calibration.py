@@ -16,7 +16,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,41 +97,44 @@ def ranges_of(model: nn.Module) -> dict[str, dict[str, float]]:
     }
 
 
-def sweep_seconds(weights: Path, data: Path) -> dict[str, Any]:
+def sweep_seconds(weights: Path, data: Path, say: Callable[[str], object]) -> dict[str, Any]:
     """Processor time of calibrations and of sweeps, of eight settings and of one."""
     net, clips = ddrnet(weights), calibration_clips(camvid(data, "calib")[0])
     frames, _ = camvid(data, "val")
     configs = [setting.config for setting in expand(DEFAULT_SETTINGS) if setting.config is not None]
-    one = configs[5]
+    one = ResQConfig.parse(PRECISION)
 
-    def calibrations(chosen: Sequence[ResQConfig], *, shared: bool) -> float:
-        common, seconds = Statistics(), 0.0
-        for config in chosen:
-            convert(net, config, example=frames[0])
-            start = time.process_time()
-            calibrate(net, clips, statistics=common if shared else None)
-            seconds += time.process_time() - start
-            revert(net)
+    def calibration(config: ResQConfig, shared: Statistics | None = None) -> float:
+        convert(net, config, example=frames[0])
+        start = time.process_time()
+        calibrate(net, clips, statistics=shared)
+        seconds = time.process_time() - start
+        revert(net)
+        say(f"calibration of {config.notation}, {'shared' if shared else 'alone'}: {seconds:.1f} s")
         return seconds
 
     def sweep(chosen: Sequence[ResQConfig]) -> float:
         start = time.process_time()
         compare(net, frames, chosen, calibration=clips, progress=False)
+        say(f"sweep of {len(chosen)}: {time.process_time() - start:.1f} s")
         return time.process_time() - start
 
+    shared = Statistics()
     order = [*configs[4:], *configs[:4]]  # those with residuals first, as `compare` takes them
-    alone = {config.notation: calibrations([config], shared=False) for config in configs}
-    found = {
-        "settings": list(alone),
-        "calibration_alone": [round(seconds, 1) for seconds in alone.values()],
-        "calibration_shared": round(calibrations(order, shared=True), 1),
-        "sweep_of_one": round(sweep([one]), 1),
-        "sweep_of_eight": round(sweep(configs), 1),
-        "one": one.notation,
+    alone, together = calibration(one), sum(calibration(config, shared) for config in order)
+    each = [alone if config == one else calibration(config) for config in configs]
+    single, eight = sweep([one]), sweep(configs)
+    return {
+        "settings": [config.notation for config in configs],
+        "one": PRECISION,
+        "calibration_of_one": round(alone, 1),
+        "calibration_of_each_alone": [round(seconds, 1) for seconds in each],
+        "calibration_of_eight": round(together, 1),
+        "calibration_ratio": round(together / alone, 2),
+        "sweep_of_one": round(single, 1),
+        "sweep_of_eight": round(eight, 1),
+        "sweep_ratio": round(eight / single, 2),
     }
-    found["calibration_ratio"] = round(found["calibration_shared"] / alone[one.notation], 2)
-    found["sweep_ratio"] = round(found["sweep_of_eight"] / found["sweep_of_one"], 2)
-    return found
 
 
 def main() -> None:
@@ -146,12 +149,11 @@ def main() -> None:
     weights = args.data / "weights" / "ddrnet23slim_camvid.pth"
     kept = json.loads(args.out.read_text()) if args.out.exists() else {}
     if args.sweep:
-        found = sweep_seconds(weights, args.data)
+        found = sweep_seconds(weights, args.data, console.print)
         write(args.out, {**kept, "sweep": {**found, "machine": machine()}})
         console.print(
-            f"calibration of eight settings {found['calibration_shared']} s of processor time, each alone "
-            f"{found['calibration_alone']} s: {found['calibration_ratio']} times {found['one']}; whole sweep "
-            f"{found['sweep_of_eight']} s, of one {found['sweep_of_one']} s: {found['sweep_ratio']} times"
+            f"processor time of eight settings: calibration {found['calibration_ratio']} times that of {PRECISION}, "
+            f"whole sweep {found['sweep_ratio']} times"
         )
         return
     net = ddrnet(weights)

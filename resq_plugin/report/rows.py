@@ -117,8 +117,9 @@ def rich_table(rows: Sequence[Row], title: str | None = None) -> Table:
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     headings, lines = table_of(rows)
     for index, heading in enumerate(headings):
-        justify: Any = "left" if index < 2 or heading in ("Weights", "Reference") else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
+        is_variant = heading in ("Weights", "Reference")  # which may fold where there is no room for both
+        justify: Any = "left" if index < 2 or is_variant else "right"
+        table.add_column(heading, justify=justify, no_wrap=not is_variant, overflow="fold")
     for index, (row, line) in enumerate(zip(rows, lines, strict=True), start=1):
         is_last = index == len(rows) or rows[index]["scheme"] != row["scheme"]
         table.add_row(*line, end_section=is_last)

@@ -17,6 +17,7 @@ pytest.importorskip("jinja2")
 from rich.console import Console
 
 from resq_plugin.report import MissingExtraError, ReportError, ReportFigure, describe_machine, rich_table, write_report
+from resq_plugin.report.rows import table_of
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -190,6 +191,20 @@ def test_terminal_table_fits_eighty_columns() -> None:
     assert "…" not in text
     for expected in ("W8A8→W4A{0,4,8}", "0.15", "60.9", "–", "Agreement", "Dynamic-ResQ"):
         assert expected in text
+
+
+def test_weights_and_references_are_told_where_they_differ() -> None:
+    variants = [("", ""), ("tensor", "float"), ("channel", "float"), ("tensor", "quantized")]
+    rows = [{**row, "weights": w, "reference": r} for row, (w, r) in zip(ROWS, variants, strict=True)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rich_table(rows))
+    text = console.export_text()
+    assert "…" not in text
+    headings, lines = table_of(rows)
+    assert headings[2:4] == ("Weights", "Reference")
+    assert [line[2:4] for line in lines] == variants
+    assert "Reference" not in table_of(rows[:3])[0]
+    assert not {"Weights", "Reference"} & set(table_of(rows[:2])[0])
 
 
 def test_importing_the_report_needs_nothing_of_the_extra() -> None:
