@@ -113,7 +113,9 @@ def check_uv(arguments: list[str], *, whole: bool) -> None:
         assert option in {"--group", "--all-groups"}, option
         groups |= {rest.pop(0)} if option == "--group" else GROUPS.keys()
     assert groups <= GROUPS.keys()
-    if verb == "run":
+    if verb == "run" and not rest:
+        assert not whole, "uv run of what?"
+    elif verb == "run":
         program = " ".join(rest)
         brought = "docs" if rest[0] == "mkdocs" else "demo" if program.startswith("resq demo") else "dev"
         assert brought in groups, f"write: uv run --group {brought} {program}"

@@ -120,11 +120,12 @@ def expand(
         thresholds: τ of the notations with a dynamic pool.
         common: further fields of `ResQConfig` for the notations, e.g. ``weights="channel"``.
 
-    >>> [str(setting) for setting in expand(["W8A8", "W8A8->W4A4", "W8A8->W4A{0,4}"], (2, 3), (0.1,))]
-    ['float', 'W8A8', 'W8A8→W4A4, T=2', 'W8A8→W4A4, T=3', 'W8A8→W4A{0,4}, T=2, τ=0.1', 'W8A8→W4A{0,4}, T=3, τ=0.1']
-
     Raises:
         ConfigError: there is no setting, interval or threshold, or one is impossible.
+
+    Examples:
+        >>> [str(setting) for setting in expand(["W8A8", "W8A8->W4A{0,4}"], (2, 3), (0.1,))]
+        ['float', 'W8A8', 'W8A8→W4A{0,4}, T=2, τ=0.1', 'W8A8→W4A{0,4}, T=3, τ=0.1']
     """
     if isinstance(settings, (str, ResQConfig)):
         settings = [settings]
