@@ -28,6 +28,7 @@ NEEDS = {
     "docs/vos.md": ("scipy",),
     "README.md": ("matplotlib", "av", "brevitas"),
     "docs/python.md": ("matplotlib", "av"),
+    "docs/search.md": (),
 }
 """Page to the packages of extras that its blocks use."""
 
@@ -43,7 +44,7 @@ def reason_of(block: Block) -> str:
 
 def is_script(block: Block) -> bool:
     """Whether it says that it runs as it stands: it imports all that it uses."""
-    return block.page in {"README.md", "docs/python.md"} and "from resq_plugin.demo import" in block.text
+    return block.page in {"README.md", "docs/python.md", "docs/search.md"} and "from resq_plugin.demo import" in block.text
 
 
 def shorter(block: Block) -> str:
@@ -75,7 +76,7 @@ def test_every_block_is_looked_at() -> None:
     """Shell blocks in test_shell_blocks.py, fragments of configs in test_config_blocks.py, everything else here."""
     for block in all_blocks():
         assert block.language in {"python", "bash", "console", "json", "toml"} or reason_of(block), str(block)
-    assert len(SCRIPTS) == 3
+    assert len(SCRIPTS) == 4
     for (page, begin), why in ELSEWHERE.items():
         assert sum(block.text.startswith(begin) for block in blocks_of(page)) == 1, (page, begin)
         (named,) = re.findall(r"tests/[\w/.]+", why)

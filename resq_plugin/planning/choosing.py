@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ def verify_front(front: Sequence[Point], goal: Goal, trials: Trials, points: int
         The front, with what was measured.
     """
     found = list(front)
+    expected = math.ceil(math.log2(max(len(found), 2))) + 2 * NEIGHBOURS + points
+    bar.total = bar.n + min(expected, len(found)) * trials.frames
 
     def at(index: int) -> Point:
         point = found[index]
@@ -62,4 +65,5 @@ def verify_front(front: Sequence[Point], goal: Goal, trials: Trials, points: int
     if points > 0:
         for step in range(points):
             at(round(step * (len(found) - 1) / max(points - 1, 1)))
+    bar.total = bar.n
     return found

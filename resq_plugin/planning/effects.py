@@ -137,7 +137,7 @@ class LayerStudy:
         reference = self.scheme.reference
         key = ("residual", bits, keyframe_bits if reference != "float" else 0)
         if bits == 0 or key in self._scales:
-            return self._scales.get(key, torch.ones(()))
+            return self._scales.get(key, torch.ones((), device=self.groups[0].z[0].device))
         batches = []
         for group in self.groups:
             deltas = []

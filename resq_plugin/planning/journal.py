@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resq_plugin.errors import ReportError
+from resq_plugin.files import write_text
 
 __all__ = ["SearchJournal"]
 
@@ -52,7 +53,7 @@ class SearchJournal:
             raise ReportError(msg)
         self.records = records
         if cut or not whole:  # the line that was being written
-            path.write_text(f"{whole}\n" if whole else json.dumps({"search": mark}) + "\n", encoding="utf-8")
+            write_text(path, f"{whole}\n" if whole else json.dumps({"search": mark}) + "\n", ReportError)
 
     def add(self, key: str, value: Any) -> Any:
         """Keep a record, and return it as it will be read back."""

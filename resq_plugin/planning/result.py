@@ -164,7 +164,13 @@ class SearchResult:
             ConfigError: no plan does what was asked (``front.json`` is written), or a file cannot be written.
         """
         folder = Path(folder)
-        text = json.dumps({"goal": str(self.goal), "front": self.rows()}, indent=1) + "\n"
-        write_text(folder / "front.json", text, ConfigError)
+        self.save_front(folder)
         self.plan.save(folder / "plan.py")
         return self.plan.save(folder / "plan.json")
+
+    def save_front(self, folder: str | Path) -> Path:
+        """Write ``front.json``."""
+        path = Path(folder) / "front.json"
+        text = json.dumps({"goal": str(self.goal), "finding": self.finding, "front": self.rows()}, indent=1) + "\n"
+        write_text(path, text, ConfigError)
+        return path

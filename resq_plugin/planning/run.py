@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resq_plugin.calibration import Clip, checked_frames, fingerprint, split_clip
+from resq_plugin.calibration import Clip, fingerprint, split_clip
 from resq_plugin.comparison import default_predict, first_output
 from resq_plugin.conversion import evaluating
 from resq_plugin.cost import LayerCall, dry_run
@@ -20,6 +18,7 @@ from resq_plugin.errors import ConfigError, ConversionError
 from resq_plugin.evaluation import Agreement, MeanIoU, Metric
 from resq_plugin.method import ResidualLayer
 from resq_plugin.planning.choosing import verify_front
+from resq_plugin.planning.inputs import check_common, check_labels, digest, possible_intervals, split_clips
 from resq_plugin.planning.journal import SearchJournal
 from resq_plugin.planning.measuring import Measured, measure
 from resq_plugin.planning.observe import score_tensor
@@ -31,8 +30,6 @@ from resq_plugin.planning.target import Target
 from resq_plugin.planning.trial import Trials
 
 __all__ = ["search"]
-
-logger = logging.getLogger(__name__)
 
 PLANS = 48
 """Plans of the front that are kept, evenly spaced over the logarithm of bit operations."""
@@ -100,8 +97,10 @@ def search(
         raise ConversionError(msg)
     goal = Goal(max_drop, max_gbops, max_state_mb)
     target = target if isinstance(target, Target) else Target.from_dict(target or {})
-    measured, verifying = _split(clips, held_out)
-    intervals = _intervals(target, measured, verifying)
+    check_common(common)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    measured, verifying = split_clips(clips, held_out, device)
+    intervals = possible_intervals(target, measured, verifying)
     frame = verifying[0][0]
     output = first_output(model, frame)
     scores = score_tensor(output)
@@ -112,11 +111,11 @@ def search(
     predict = predict or default_predict(output)
     name, make = ("agreement", agreement)
     if labels is not None:
-        _check_labels(labels, verifying)
+        check_labels(labels, verifying)
         name, make = metric or ("mIoU", lambda: MeanIoU(scores.shape[1]))
     mark = fingerprint(
         [*model.state_dict().items(), ("frame", frame)],
-        clips=[[_digest(clip[0]), len(clip)] for clip in (*measured, *verifying)],
+        clips=[[digest(clip[0]), len(clip)] for clip in (*measured, *verifying)],
         target=target.to_dict(),
         criterion=criterion,
         seed=seed,
@@ -143,8 +142,10 @@ def search(
         return Plan(point, explain(assignment, menus))
 
     result = SearchResult(tuple(points_found), goal, name, trials.float_accuracy, planned, study.notes)
-    if folder is not None and goal.best(result.front) is not None:
-        result.save(folder)
+    if folder is not None:
+        result.save_front(folder)
+        if goal.best(result.front) is not None:
+            result.save(folder)
     return result
 
 
@@ -210,61 +211,3 @@ def _prices(options: Mapping[str, Sequence[Option]], goal: Goal) -> tuple[float,
 
 def _calls(model: nn.Module, shape: Sequence[int]) -> Sequence[LayerCall]:
     return dry_run(model, shape).calls
-
-
-def _digest(frame: Tensor) -> str:
-    return hashlib.sha256(frame.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-
-
-def _split(clips: Sequence[Clip], held_out: float | Sequence[Clip]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Clips that are looked at, and those that verify."""
-    found = [_frames(clip, index) for index, clip in enumerate(clips)]
-    if not found:
-        msg = "search got no clip; pass clips such as [(T, C, H, W) tensor, ...] of consecutive frames."
-        raise ConfigError(msg)
-    if not isinstance(held_out, (int, float)):
-        return found, [_frames(clip, index) for index, clip in enumerate(held_out)]
-    if not 0 < held_out < 1:
-        msg = f"held_out={held_out!r} is not allowed; write a share of the clips such as 0.25, or clips."
-        raise ConfigError(msg)
-    if len(found) == 1:
-        clip, count = found[0], max(1, round(len(found[0]) * held_out))
-        if len(clip) < 3:
-            msg = f"one clip of {len(clip)} frames cannot be parted; pass a longer one, or held_out=[clip, ...]."
-            raise ConfigError(msg)
-        return [clip[:-count]], [clip[-count:]]
-    count = min(max(1, round(len(found) * held_out)), len(found) - 1)
-    return found[:-count], found[-count:]
-
-
-def _frames(clip: Clip, index: int) -> list[Tensor]:
-    frames = checked_frames(clip, index)
-    if not all(isinstance(frame, Tensor) for frame in frames):
-        msg = f"clip {index} has frames that are no tensors; search takes frames (N, C, H, W)."
-        raise ConfigError(msg)
-    return frames
-
-
-def _intervals(target: Target, measured: Sequence[Any], verifying: Sequence[Any]) -> tuple[int, ...]:
-    """T that both kinds of clips are long enough for."""
-    longest = min(max(map(len, measured)), max(map(len, verifying)))
-    fit = tuple(interval for interval in sorted(target.intervals) if interval <= longest)
-    if not fit:
-        msg = (
-            f"target.intervals={target.intervals} are all longer than the clips; the longest interval that both the "
-            f"searched and the held-out clips show has {longest} frames."
-        )
-        raise ConfigError(msg)
-    left = sorted(set(target.intervals) - set(fit))
-    if left:
-        logger.warning("T = %s is longer than the clips (%d frames) and is left out", left, longest)
-    return fit
-
-
-def _check_labels(labels: Sequence[Any], clips: Sequence[Any]) -> None:
-    found, expected = [len(each) for each in labels], [len(clip) for clip in clips]
-    if found != expected:
-        msg = (
-            f"there are {found} labels for held-out clips of {expected} frames; use None for a frame without a label."
-        )
-        raise ConfigError(msg)

@@ -147,6 +147,11 @@ class Trials:
         self.shape = tuple(held_out[0][0].shape)
         self.base = measure_cost(model, self.shape, ResQConfig.parse("W8A8")).bops_per_frame
 
+    @property
+    def frames(self) -> int:
+        """How many frames a measurement runs, about."""
+        return sum(map(len, self.calibration)) + sum(map(len, self.held_out))
+
     def measure(self, config: ResQConfig) -> Verified:
         """Convert, calibrate, measure and revert; what was measured before is read from the journal."""
         key = "trial " + json.dumps(config.to_dict(), sort_keys=True)

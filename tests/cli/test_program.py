@@ -89,6 +89,7 @@ def test_errors_of_the_user(capsys: pytest.CaptureFixture[str], argv: list[str],
         ["export", "nowhere.py", "--checkpoint", "nowhere.pth", "--out", "out", "--shape", "64", "128"],
         ["verify", "nowhere"],
         ["compare", "nowhere.py", "--checkpoint", "nowhere.pth", "--video", "nowhere.mp4"],
+        ["search", "nowhere.py", "--checkpoint", "nowhere.pth", "--video", "nowhere.mp4", "--max-drop", "1"],
     ],
     ids=lambda command: command[0],
 )

@@ -143,8 +143,10 @@ def test_a_killed_search_goes_on(found: SearchResult, tmp_path: Path, monkeypatc
 
 def test_a_plan_is_a_file_that_is_read_edited_and_converted_with(found: SearchResult, tmp_path: Path) -> None:
     plan = found.plan
-    path = plan.save(tmp_path / "plan.json")
+    path = found.save(tmp_path)
+    assert path == tmp_path / "plan.json"
     assert read_plan(path) == plan.config
+    assert json.loads((tmp_path / "front.json").read_text())["front"] == json.loads(json.dumps(found.rows()))
     values = json.loads(path.read_text())
     assert [layer["name"] for layer in values["layers"]] == ["0", "3", "5"]
     assert all(layer["reason"] for layer in values["layers"])
@@ -189,8 +191,10 @@ def test_the_most_accurate_plan_within_bit_operations(found: SearchResult) -> No
             assert plan.divergence <= point.verified.divergence
 
 
-def test_what_cannot_be_had_is_told_with_the_nearest(found: SearchResult) -> None:
-    result = search(network(), film(), max_drop=0.0, max_gbops=1e-9, **COMMON)
+def test_what_cannot_be_had_is_told_with_the_nearest(tmp_path: Path) -> None:
+    result = search(network(), film(), max_drop=0.0, max_gbops=1e-9, folder=tmp_path, **COMMON)
+    assert len(json.loads((tmp_path / "front.json").read_text())["front"]) == len(result.front)
+    assert not (tmp_path / "plan.json").exists()
     with pytest.raises(ConfigError, match=r"no plan does what was asked \(max_drop=0, max_gbops=1e-09\)"):
         _ = result.plan
     assert "no plan does what was asked" in str(result)
@@ -213,6 +217,9 @@ def test_labels_are_what_counts_where_there_are_some() -> None:
         ({"max_drop": None}, "say what is asked: max_drop=0.5"),
         ({"max_drop": -1}, "max_drop=-1 is not allowed"),
         ({"held_out": 1.5}, "held_out=1.5 is not allowed"),
+        ({"interval": 3}, r"search finds interval itself, so interval=3 cannot be given; say which T may be: target="),
+        ({"policy": {}}, "search finds policy itself"),
+        ({"wieghts": "channel"}, "unknown setting wieghts. Did you mean 'weights'?"),
         ({"criterion": "mse"}, "criterion='mse' is not allowed; write 'kl'"),
         ({"target": {"weigth_bits": (4,)}}, "unknown setting target.weigth_bits. Did you mean 'weight_bits'?"),
         ({"target": {"weight_bits": ()}}, r"target.weight_bits=\(\) must be a list of at least one"),
