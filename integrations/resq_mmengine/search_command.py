@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from resq_mmengine.own_options import add_own_model, read_own_model
 from resq_plugin.cli import Commands, add_command, write_json
-from resq_plugin.errors import ConfigError
+from resq_plugin.errors import ConfigError, MissingExtraError
 from resq_plugin.files import check_folder
 
 if TYPE_CHECKING:
@@ -111,6 +111,11 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     for line in (found.finding, *found.notes):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     _say_plan(found, own, clips, args, console)
+    try:
+        pictures = " ".join(map(str, found.plot(args.out)))
+    except MissingExtraError as error:
+        pictures = str(error)
+    console.print(f"Pictures: {pictures}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

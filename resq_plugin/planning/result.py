@@ -15,6 +15,7 @@ from rich.table import Table
 
 from resq_plugin.errors import ConfigError
 from resq_plugin.files import write_text
+from resq_plugin.planning.pictures import draw_front, draw_layers
 from resq_plugin.planning.plan import Plan, Point
 
 __all__ = ["Goal", "SearchResult"]
@@ -144,6 +145,19 @@ class SearchResult:
 
     def __str__(self) -> str:
         return "\n".join([self.table(), self.finding, *self.notes])
+
+    def plot(self, folder: str | Path) -> tuple[Path, ...]:
+        """Draw ``front.png`` and, where a plan does what was asked, ``plan.png``, its bits per layer.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            ReportError: a file cannot be written.
+        """
+        folder, chosen = Path(folder), self.goal.best(self.front)
+        drawn = draw_front(self.front, chosen, self.metric, self.float_accuracy, folder / "front.png")
+        if chosen is None:
+            return (drawn,)
+        return drawn, draw_layers(self.planned(chosen).layers, folder / "plan.png")
 
     def rows(self) -> list[dict[str, Any]]:
         """The front as plain values."""

@@ -14,7 +14,7 @@ from resq_plugin.report.images import policy_maps, predictions
 from resq_plugin.report.layers import layer_chart, worst_layers
 from resq_plugin.report.machine import describe_machine
 from resq_plugin.report.rows import Row, rich_table, row_label
-from resq_plugin.report.style import NAMES, Look
+from resq_plugin.report.style import NAMES, Look, colours_of, figure
 
 __all__ = [
     "NAMES",
@@ -29,12 +29,14 @@ __all__ = [
     "accuracy_by_distance",
     "accuracy_over_bops",
     "cheapest",
+    "colours_of",
     "describe_machine",
     "draw_bits",
     "draw_joints",
     "draw_labels",
     "drawer_of",
     "error_maps",
+    "figure",
     "figure_of",
     "finding",
     "is_report",

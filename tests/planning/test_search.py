@@ -180,6 +180,17 @@ def test_the_fragment_of_a_plan_is_the_configuration(found: SearchResult, tmp_pa
     assert {key for key in values if not key.startswith("_")} == {"resq"}  # a base may repeat no key of another
 
 
+def test_the_front_and_the_plan_are_drawn(found: SearchResult, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    paths = found.plot(tmp_path)
+    assert [path.name for path in paths] == ["front.png", "plan.png"]
+    for path in paths:
+        assert len(image.open(path).convert("L").getcolors(256)) > 20
+    before = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in found.plot(tmp_path)] == before
+
+
 def test_the_most_accurate_plan_within_bit_operations(found: SearchResult) -> None:
     limit = found.front[len(found.front) // 2].gbops
     result = search(network(), film(), max_gbops=limit, **COMMON)
