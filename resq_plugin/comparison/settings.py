@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ DEFAULT_SETTINGS = (
     "W8A8->W4A{0,4,8}",
 )
 """Frame quantization, ResQ and Dynamic-ResQ of the paper's precisions."""
+
+LONGEST = 120
+"""Characters of a file's name, short of what file systems allow."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,11 @@ class Setting:
 
     @property
     def slug(self) -> str:
-        """The key as the name of a file."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.key.lower().replace("τ", "tau")).strip("-")
+        """The key as the name of a file; of a long one, such as that of a plan per layer, the start and a checksum."""
+        slug = re.sub(r"[^a-z0-9.]+", "-", self.key.lower().replace("τ", "tau")).strip("-")
+        if len(slug) <= LONGEST:
+            return slug
+        return f"{slug[:LONGEST].strip('-')}-{hashlib.sha256(self.key.encode()).hexdigest()[:12]}"
 
 
 def groups_of(plan: Sequence[Setting]) -> list[list[Setting]]:

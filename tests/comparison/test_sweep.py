@@ -392,3 +392,13 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
         "W8A8→W4A4, T=3",
         "W8A8→W4A{0,4,8}, T=3, τ=0.1",
     ]
+
+
+def test_a_plan_with_many_overrides_has_a_file_name_that_file_systems_take() -> None:
+    overrides = {f"backbone.layer{index}.conv": "W6A6->W4A{0,4}" for index in range(60)}
+    one = expand([ResQConfig.parse("W8A8->W4A{0,4}", overrides=overrides)])[1]
+    other = expand([ResQConfig.parse("W8A8->W4A{0,4}", overrides={**overrides, "backbone.layer59.conv": "W4A4"})])[1]
+    assert len(one.slug) < 140
+    assert one.slug != other.slug
+    assert one.slug.startswith("w8a8-w4a-0-4-t-3-tau-0.1-overrides")
+    assert expand(["W8A8->W4A4"])[1].slug == "w8a8-w4a4-t-3"
