@@ -44,7 +44,8 @@ def reason_of(block: Block) -> str:
 
 def is_script(block: Block) -> bool:
     """Whether it says that it runs as it stands: it imports all that it uses."""
-    return block.page in {"README.md", "docs/python.md", "docs/search.md"} and "from resq_plugin.demo import" in block.text
+    pages = {"README.md", "docs/python.md", "docs/search.md"}
+    return block.page in pages and "from resq_plugin.demo import" in block.text
 
 
 def shorter(block: Block) -> str:
