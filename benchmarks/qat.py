@@ -126,6 +126,11 @@ class Bench:
         network = ddrnet()
         self.base = measure_cost(network, SHAPE, ResQConfig.parse("W8A8")).bops_per_frame
 
+    @staticmethod
+    def key(row: dict[str, Any]) -> tuple[str, int, str]:
+        """What tells rows apart."""
+        return row["precision"], row["steps"], row["reference"]
+
     def write(self) -> None:
         """Write all that is known so far."""
         about = (
@@ -146,7 +151,8 @@ class Bench:
         kept = folder / "calibrated.pt"
         torch.manual_seed(0)
         model = Segmenter(ddrnet(self.weights)).eval()
-        convert(model, ResQConfig.parse(precision, interval=interval, weights="channel"))
+        reference = self.args.reference
+        convert(model, ResQConfig.parse(precision, interval=interval, weights="channel", reference=reference))
         if kept.exists():
             load_checkpoint(model, kept)
         else:
@@ -163,7 +169,7 @@ class Bench:
             more: steps at a quarter of the rate that follow on a row which was trained before; its own row.
         """
         args, clock = self.args, time.perf_counter()
-        folder = args.runs / "".join(letter for letter in precision if letter.isalnum())
+        folder = args.runs / "".join(letter for letter in precision + args.reference if letter.isalnum())
         folder.mkdir(parents=True, exist_ok=True)
         model = self.make(precision, interval, folder)
         shown = interval if "->" in precision else 1
@@ -199,13 +205,15 @@ class Bench:
         save_checkpoint(model, folder / "trained.pt")
         after = self.measure(model.to(memory_format=torch.contiguous_format), FARTHEST.get(precision, shown))
         own = after.until(shown)
-        costs = ResQConfig.parse(precision, interval=shown, weights="channel")
+        costs = ResQConfig.parse(precision, interval=shown, weights="channel", reference=args.reference)
         cost = measure_cost(model, SHAPE, costs, own.bit_shares).bops_per_frame
         steps = args.steps + more
-        self.rows = [row for row in self.rows if (row["precision"], row["steps"]) != (precision, steps)]
+        own_key = precision, steps, args.reference
+        self.rows = [row for row in self.rows if self.key(row) != own_key]
         self.rows.append(
             {
                 "precision": precision,
+                "reference": args.reference,
                 "interval": shown,
                 "before": mean(start["mIoU"]),
                 "after": mean(own.by_distance["mIoU"]),
@@ -311,6 +319,7 @@ def main() -> None:
     options.add_argument("--more", type=int, default=0, help="go on from a trained row for so many steps")
     options.add_argument("--lr", type=float, default=3e-4)
     options.add_argument("--scale-lr", type=float, default=3e-3)
+    options.add_argument("--reference", choices=("float", "quantized", "running"), default="float")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--runs", type=Path, default=Path("qat_runs"), help="folder for checkpoints")
     options.add_argument("--fresh", action="store_true", help="measure again what the file already holds")
@@ -320,9 +329,9 @@ def main() -> None:
     if bench.stills is None:
         bench.stills = compare_stills(bench)
         bench.write()
-    done = set() if args.fresh else {(row["precision"], row["steps"]) for row in bench.rows}
+    done = set() if args.fresh else {bench.key(row) for row in bench.rows}
     for precision in args.rows:
-        if (precision, args.steps + args.more) not in done:
+        if (precision, args.steps + args.more, args.reference) not in done:
             bench.run(precision, ROWS.get(precision, 3), args.more)
 
 
