@@ -100,8 +100,10 @@ class Statistics:
             "weights": fingerprint(float_state_dict(model).items()),
             "clips": fingerprint(_shown(clips), clips=[length_hint(clip, 1) for clip in clips]),
         }
+        if self._looked is None:  # nothing is kept of what was shown before
+            self._of = of
         for what, found in of.items():
-            if self._of.setdefault(what, found) != found:
+            if self._of[what] != found:
                 msg = (
                     f"these statistics were collected {_OTHER[what]}, and ranges found from them would be those of "
                     "then. Every model and every set of clips has its own: calibrate(..., statistics=Statistics())."
@@ -116,14 +118,19 @@ _OTHER = {
 }
 
 
-def _modules(model: nn.Module) -> list[tuple[str, str]]:
-    """Names and classes of the modules that have no weights to tell them by, such as activations."""
-    converted = {part for layer in model.modules() if isinstance(layer, ResidualLayer) for part in layer.modules()}
-    return [
-        (name, type(module).__name__)
-        for name, module in model.named_modules()
-        if module not in converted and not isinstance(module, _BatchNorm) and not [*module.parameters(recurse=False)]
-    ]
+def _modules(model: nn.Module) -> list[tuple[str, ...]]:
+    """What weights do not tell of the modules: strides and the like, and the classes of activations."""
+    layers = [module for module in model.modules() if isinstance(module, ResidualLayer)]
+    inside = {part for layer in layers for part in layer.modules()} - set(layers)  # quantizers
+    found = []
+    for name, module in model.named_modules():
+        if module not in inside:
+            has_weights = isinstance(module, (ResidualLayer, _BatchNorm)) or any(
+                True for _ in module.parameters(False)
+            )
+            constants = [f"{key}={getattr(module, key, None)}" for key in getattr(module, "__constants__", ())]
+            found.append((name, "" if has_weights else type(module).__name__, *constants))
+    return found
 
 
 def _shown(clips: Sequence[Clip]) -> Iterator[tuple[str, Tensor]]:

@@ -190,6 +190,7 @@ def test_programs_that_keep_state_between_frames() -> None:
         pytest.param("weights", "of this model with other weights", id="weights"),
         pytest.param("norm", "of this model with other weights", id="statistics of a batch norm"),
         pytest.param("module", "of another model", id="another activation"),
+        pytest.param("stride", "of another model", id="another stride"),
         pytest.param("net", "of another model", id="another net"),
         pytest.param("frame", "on other clips", id="a frame"),
         pytest.param("length", "on other clips", id="shorter clips"),
@@ -206,6 +207,8 @@ def test_statistics_of_something_else_are_refused(change: str, message: str) -> 
             net[1].running_mean[0] += 1e-3
         elif change == "module":
             net[2] = nn.ReLU6()
+        elif change == "stride":
+            net[3].stride = (1, 1)
         elif change == "net":
             net = seeded(ZOO["mobile"])
         elif change == "frame":
@@ -225,9 +228,13 @@ def test_clips_that_come_once_are_refused() -> None:
 
 def test_an_error_leaves_statistics_that_work() -> None:
     net, statistics, clips = seeded(ZOO["plain"]), Statistics(), clips_of()
-    with pytest.raises(CalibrationError, match="NaN"):
-        calibrate(convert(net, config_of("W8A8")), [[clips[0][0] * float("nan")]], statistics=statistics)
-    revert(net)
-    assert_shared_is_alone(net, [("W8A8->W4A4", {})], clips)
-    with pytest.raises(CalibrationError, match="have one frame"):
-        calibrate(convert(net, config_of("W8A8->W4A4")), [clip[:1] for clip in clips], statistics=Statistics())
+    for unusable, message in (([[clips[0][0] * float("nan")]], "NaN"), ([clip[:1] for clip in clips], "one frame")):
+        with pytest.raises(CalibrationError, match=message):
+            calibrate(convert(net, config_of("W8A8->W4A4")), unusable, statistics=statistics)
+        revert(net)
+    found = []
+    for given in (statistics, None):
+        calibrate(convert(net, config_of("W8A8->W4A4")), clips, statistics=given)
+        found.append({key: value.clone() for key, value in net.state_dict().items()})
+        revert(net)
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
