@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resq_plugin.calibration import calibrate
+from resq_plugin.calibration import Statistics, calibrate
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion import convert, revert
 from resq_plugin.cost import measure_cost
@@ -125,6 +125,7 @@ class Trials:
     ) -> None:
         self.model, self.calibration, self.held_out, self.step = model, calibration, held_out, step
         self.journal = journal
+        self.statistics = Statistics()
         with torch.no_grad():
             outputs = [[model(frame) for frame in clip] for clip in held_out]
         predicted = [[predict(output) for output in clip] for clip in outputs]
@@ -164,7 +165,7 @@ class Trials:
     def _measure(self, config: ResQConfig) -> dict[str, Any]:
         convert(self.model, config, example=self.held_out[0][0])
         try:
-            calibrate(self.model, self.calibration, run=self._run)
+            calibrate(self.model, self.calibration, run=self._run, statistics=self.statistics)
             interval = config.interval if config.residual is not None else 1
             found = evaluate(
                 *(self.model, self.held_out, self.targets, self.metrics), predict=self._counted, interval=interval
