@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from resq_plugin.conversion import load
 from resq_plugin.demo.shapes import CLASSES
 
-__all__ = ["DemoNet", "load_demo_net", "mean_iou"]
+__all__ = ["DemoNet", "load_demo_net", "load_trained_demo_net", "mean_iou"]
 
 _WEIGHTS = "demonet.pth"
+_TRAINED = "demonet_w4a4_w3a3.pth"
+"""A checkpoint of ``benchmarks/train_demo_qat.py``."""
 
 
 def _conv(
@@ -97,6 +100,12 @@ def load_demo_net() -> DemoNet:
     with resources.files("resq_plugin.demo").joinpath(_WEIGHTS).open("rb") as file:
         net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     return net.eval()
+
+
+def load_trained_demo_net() -> nn.Module:
+    """The `DemoNet` that was trained through time at W4A4->W3A3, converted, in eval mode, on the CPU."""
+    with resources.as_file(resources.files("resq_plugin.demo").joinpath(_TRAINED)) as path:
+        return load(path, DemoNet()).eval()
 
 
 def mean_iou(predictions: Tensor, labels: Tensor, classes: int = len(CLASSES)) -> float:

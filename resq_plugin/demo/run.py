@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from resq_plugin.comparison import Setting, compare, row_of
 from resq_plugin.config import ResQConfig, parse_precision
 from resq_plugin.cost import measure_cost
 from resq_plugin.demo.data import DemoData
+from resq_plugin.demo.net import load_trained_demo_net
 from resq_plugin.demo.result import DemoResult, Showcase
 from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.demo.shapes import CLASSES
-from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, float_predictions
-from resq_plugin.method import stream
+from resq_plugin.evaluation import Agreement, Evaluation, MeanIoU, Metric, evaluate, float_predictions
+from resq_plugin.method import residual_layers, stream
 
 __all__ = ["run_demo"]
 
@@ -50,7 +51,10 @@ def run_demo(net: nn.Module, data: DemoData, settings: DemoSettings, *, progress
     others = [dict(row) for row in found.rows if row["interval"] > 1]
     names = sorted(gallery.showcase.predictions, key=lambda name: _ORDER.index(name.partition("\n")[0]))
     gallery.showcase.predictions = {name: gallery.showcase.predictions[name] for name in names}
-    return DemoResult([*frames, *gallery.mixed(), *others], gallery.showcase)
+    trained = [gallery.trained()] if settings.trained else []
+    static = [row for row in others if row["scheme"] == "resq"]
+    dynamic = [row for row in others if row["scheme"] == "dynamic"]
+    return DemoResult([*frames, *gallery.mixed(), *static, *trained, *dynamic], gallery.showcase)
 
 
 def _configs(settings: DemoSettings) -> Iterator[ResQConfig]:
@@ -121,18 +125,38 @@ class _Gallery:
             for interval in self.settings.intervals_of(precision):
                 config = _config(self.settings, precision, interval)
                 predictions = [self.frame[keyframe], *[self.frame[residual]] * (interval - 1)]
-                metric = "agreement" if self.labels is None else "mIoU"
-                row = row_of(
-                    Setting(config), self.score(predictions), measure_cost(self.net, shape, config), base, metric
-                )
+                cost = measure_cost(self.net, shape, config)
+                row = row_of(Setting(config), self.score(predictions), cost, base, self.metric)
                 yield {**row, "scheme": "frame"}
+
+    def trained(self) -> dict[str, Any]:
+        """The row of the net that was trained through time."""
+        model = load_trained_demo_net()
+        config = next(iter(residual_layers(model).values())).settings.config
+        found = evaluate(model, self.videos, self.targets(), self.metrics(), predict=_labels)
+        shape = tuple(self.videos[0][0].shape)
+        base = measure_cost(self.net, shape, ResQConfig.parse("W8A8")).bops_per_frame
+        cost = measure_cost(model, shape, **found.amortized())
+        return {**row_of(Setting(config), found, cost, base, self.metric), "trained": True}
+
+    @property
+    def metric(self) -> str:
+        """What accuracy is."""
+        return "agreement" if self.labels is None else "mIoU"
+
+    def targets(self) -> dict[str, list[list[Tensor]]]:
+        """By metric, what is right."""
+        return {"agreement": self.float} | ({} if self.labels is None else {"mIoU": self.labels})
+
+    def metrics(self) -> dict[str, Callable[[], Metric]]:
+        """By name, what makes a metric."""
+        return {"agreement": Agreement} | ({} if self.labels is None else {"mIoU": lambda: MeanIoU(len(CLASSES))})
 
     def score(self, predictions: list[list[list[Tensor]]]) -> Evaluation:
         """Every metric by position, of what was predicted at each."""
-        targets = {"agreement": self.float} | ({} if self.labels is None else {"mIoU": self.labels})
         by_distance = {}
-        for name, target in targets.items():
-            tables = [Agreement() if name == "agreement" else MeanIoU(len(CLASSES)) for _ in predictions]
+        for name, target in self.targets().items():
+            tables = [self.metrics()[name]() for _ in predictions]
             for index, video in enumerate(target):
                 for time, labels in enumerate(video):
                     position = time % len(predictions)

@@ -29,6 +29,7 @@ class DemoSettings:
         calibration_clips: clips of four frames; as many frames of the user's video calibrate.
         calibration: search of the activation ranges, the same for every scheme.
         weights: one scale per ``tensor`` or ``channel``.
+        trained: also run the net that was trained through time.
     """
 
     frame: tuple[str, ...] = ("W8A8", "W8A4", "W4A8", "W4A4", "W3A3")
@@ -46,6 +47,7 @@ class DemoSettings:
         default_factory=lambda: CalibrationConfig(samples=24, positions=2048, recheck=2)
     )
     weights: str = "tensor"
+    trained: bool = True
 
     def intervals_of(self, precision: str) -> tuple[int, ...]:
         """Every T that a precision runs at, ascending."""

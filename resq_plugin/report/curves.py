@@ -26,14 +26,14 @@ _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.
 def group_curves(rows: Sequence[Row]) -> list[list[Row]]:
     """Group rows into curves of rising cost, ordered by scheme; float is none.
 
-    Rows of one scheme, precision, reference, weights and threshold that differ in T make a curve; what is left over
-    makes one over thresholds.
+    Rows of one scheme, precision, training, reference, weights and threshold that differ in T make a curve; what is
+    left over makes one over thresholds.
     """
     rows = [row for row in rows if row["scheme"] != "float"]
-    by_threshold = _group(rows, ("scheme", "precision", "reference", "weights", "threshold"))
+    by_threshold = _group(rows, ("scheme", "precision", "trained", "reference", "weights", "threshold"))
     curves = [group for group in by_threshold if len(group) > 1]
     single = [group[0] for group in by_threshold if len(group) == 1]
-    curves += _group(single, ("scheme", "precision", "reference", "weights", "interval"))
+    curves += _group(single, ("scheme", "precision", "trained", "reference", "weights", "interval"))
     # In the order of the rows: the first of a scheme gets its plainest marker.
     order = {id(row): index for index, row in enumerate(rows)}
     curves.sort(key=lambda curve: (SCHEMES.index(curve[0]["scheme"]), order[id(curve[0])]))

@@ -15,7 +15,7 @@ from resq_plugin.report.style import NAMES, SCHEMES
 __all__ = ["KEYS", "Row", "check_rows", "rich_table", "row_label", "table_of"]
 
 Row = Mapping[str, Any]
-"""One result with `KEYS`, and optionally ``threshold``, ``reference``, ``weights``, ``by_distance``."""
+"""One result with `KEYS`, and optionally ``threshold``, ``reference``, ``weights``, ``trained``, ``by_distance``."""
 
 KEYS = ("scheme", "precision", "interval", "accuracy", "metric", "agreement", "gbops_per_frame", "relative_bops")
 
@@ -59,7 +59,7 @@ def row_label(row: Row, *, interval: bool = True, threshold: bool = True) -> str
 
 
 def _precision(row: Row) -> str:
-    return str(row["precision"]).replace("->", "→")
+    return str(row["precision"]).replace("->", "→") + (" after QAT" if row.get("trained") else "")
 
 
 def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

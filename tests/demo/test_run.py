@@ -17,7 +17,7 @@ from rich.console import Console
 
 from resq_plugin import CalibrationConfig, ResQConfig, calibrate, convert
 from resq_plugin.cli import main
-from resq_plugin.demo import CLASSES, DemoNet, SceneConfig, generate_clip
+from resq_plugin.demo import CLASSES, DemoNet, SceneConfig, generate_clip, load_demo_net
 from resq_plugin.demo.command import demo_command
 from resq_plugin.demo.data import DemoData, procedural_data
 from resq_plugin.demo.result import DemoResult
@@ -26,7 +26,8 @@ from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.errors import ReportError
 from resq_plugin.evaluation.metrics import Agreement, MeanIoU
 from resq_plugin.evaluation.protocol import evaluate, float_predictions
-from resq_plugin.report import finding
+from resq_plugin.report import finding, row_label
+from resq_plugin.report.rows import table_of
 
 CONTRACT = ("scheme", "precision", "interval", "accuracy", "metric", "agreement", "gbops_per_frame", "relative_bops")
 
@@ -41,6 +42,7 @@ SMALL = DemoSettings(
     frames=6,
     calibration_clips=2,
     calibration=CalibrationConfig(samples=6, positions=256, recheck=0),
+    trained=False,
 )
 
 
@@ -295,3 +297,16 @@ def test_full_demo_shows_the_finding_of_the_paper(tmp_path: Path) -> None:
     assert rows["resq", "W8A8->W4A4", 3, None]["accuracy"] > best["accuracy"] - 2
     drift = rows["resq", "W8A8->W4A4", 6, None]["agreement_by_distance"]
     assert all(later < earlier for earlier, later in pairwise(drift))
+
+
+def test_the_trained_net_has_a_row_of_its_own_that_no_sentence_uses() -> None:
+    """GIVEN the weights that were trained through time, THEN they are far above the same precision untrained."""
+    settings = replace(SMALL, frame=("W4A4",), mixed=(), resq=("W4A4->W3A3",), dynamic=(), intervals=(), trained=True)
+    rows = run_demo(load_demo_net(), procedural_data(1, 6, 4), settings).rows
+    before, after = (row for row in rows if row["precision"] == "W4A4->W3A3")
+    assert after["trained"]
+    assert "trained" not in before
+    assert after["gbops_per_frame"] == pytest.approx(before["gbops_per_frame"])
+    assert after["accuracy"] > before["accuracy"] + 10
+    assert [line[1] for line in table_of(rows)[1]][-2:] == ["W4A4→W3A3", "W4A4→W3A3 after QAT"]
+    assert row_label(after) == "ResQ W4A4→W3A3 after QAT, T=3"
