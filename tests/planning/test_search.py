@@ -70,6 +70,8 @@ def test_the_front_goes_from_few_bit_operations_and_much_error_to_the_finest_pla
     assert points[-1].verified.drop < points[0].verified.drop
     assert {point.config.reference for point in points if point.config.residual} == {"running"}
     assert {point.config.weights for point in points} == {"channel"}
+    assert "…" not in found.table(80)
+    assert max(map(len, found.table(80).splitlines())) <= 80
 
 
 def test_the_plan_is_the_cheapest_verified_one_that_loses_no_more(found: SearchResult) -> None:
