@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -112,9 +113,19 @@ class SearchResult:
 
     def table(self, width: int = 100) -> str:
         """The front as a table of text."""
-        table = Table(
-            "T", "most layers", "reference", "predicted", "GBOPs", "of W8A8", self.metric, "drop", "MB state"
-        )
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for name in (
+            "T",
+            "most layers",
+            "reference",
+            "predicted",
+            "GBOPs",
+            "of W8A8",
+            self.metric,
+            "drop",
+            "MB state",
+        ):
+            table.add_column(name, overflow="fold")  # nothing is cut
         for point in self.front:
             config, found = point.config, point.verified
             cells = [str(config.interval), config.notation, config.reference if config.residual else ""]
