@@ -6,7 +6,7 @@ every frame at every position t <= T. camvid/val is in no way part of the search
 best mixed-precision frame quantization; one pool {0, 8} everywhere is Skip-Convolution's norm gate. Rows of uniform
 precision come from benchmarks/results/camvid.json (`camvid.py`).
 
-    uv run python benchmarks/search.py --runs FOLDER     # resumes where it stopped
+    uv run --group dev python benchmarks/search.py --runs FOLDER     # resumes where it stopped
 """
 
 from __future__ import annotations
