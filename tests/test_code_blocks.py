@@ -17,8 +17,14 @@ from pages import PAGES, READER_HAS, ROOT, Block, all_blocks, blocks_of
 ELSEWHERE = {
     ("README.md", "import aimet_torch"): "tests/test_readme_aimet.py runs it",
     ("docs/aimet.md", "import aimet_torch"): "tests/test_readme_aimet.py runs it",
-    ("docs/house.md", "errors <- config, extras, files, tables <- method"): "a drawing; tests/test_architecture.py holds it",
-    ("CONTRIBUTING.md", "errors <- config, extras, files, tables <- method"): "a drawing; tests/test_architecture.py holds it",
+    (
+        "docs/house.md",
+        "errors <- config, extras, files, tables <- method",
+    ): "a drawing; tests/test_architecture.py holds it",
+    (
+        "CONTRIBUTING.md",
+        "errors <- config, extras, files, tables <- method",
+    ): "a drawing; tests/test_architecture.py holds it",
 }
 """Page and beginning of a block that no test of this folder runs as it stands, to the reason."""
 

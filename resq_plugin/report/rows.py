@@ -111,9 +111,7 @@ def rich_table(rows: Sequence[Row], title: str | None = None) -> Table:
         ReportError: a row is incomplete.
     """
     check_rows(rows)
-    caption = (
-        "GBOPs per frame; bit operations saved against W8A8\nframe by frame; agreement with the float model in %"
-    )
+    caption = "GBOPs per frame; bit operations saved against W8A8\nframe by frame; agreement with the float model in %"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     headings, lines = table_of(rows)
     for index, heading in enumerate(headings):
