@@ -35,7 +35,7 @@ TARGET = Target(
     weight_bits=BITS, activation_bits=BITS, thresholds=(0.03, 0.1, 0.2, 0.4), intervals=(8, T), references=("running",)
 )
 NEARER = dataclasses.replace(TARGET, intervals=(10,))
-"""Accuracy falls far from the keyframe, which a mean of divergences weighs too little: a shorter T is searched, too."""
+"""Accuracy falls far from the keyframe, which a mean of divergences weighs too little: a shorter T is tried, too."""
 STILL = Target(weight_bits=BITS, activation_bits=BITS, intervals=(1,))
 SKIP = "W8A8->W8A{0,8}"
 LEAST, MOST = 0.15, 0.35
