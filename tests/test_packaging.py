@@ -35,11 +35,17 @@ def test_the_wheel_holds_the_packages_and_their_data_and_claims_no_common_name(w
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == PACKAGES
-    for name in ("demo/demonet.pth", "report/report.html.j2", "py.typed", "backends/torch_backend.py"):
+    for name in (
+        "demo/demonet.pth",
+        "demo/demonet_w4a4_w3a3.pth",
+        "report/report.html.j2",
+        "py.typed",
+        "backends/torch_backend.py",
+    ):
         assert f"resq_plugin/{name}" in names
     assert "resq_mmengine/configs/_base_/resq_w8a8_w4a4.py" in names
     assert any(name.startswith("resq_mmseg/configs/camvid/") for name in names)
-    assert wheel.stat().st_size < 4e6
+    assert wheel.stat().st_size < 2e6
 
 
 def test_the_wheel_runs_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
