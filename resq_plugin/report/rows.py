@@ -50,7 +50,7 @@ def row_label(row: Row, *, interval: bool = True, threshold: bool = True) -> str
     """
     if row["scheme"] == "float":
         return NAMES["float"]
-    parts = [f"{NAMES[row['scheme']]} {_precision(row)}"]
+    parts = [f"{_scheme(row)} {_precision(row)}"]
     if threshold and row.get("threshold") is not None:
         parts.append(f"τ={row['threshold']:g}")
     if interval and row["interval"] > 1:
@@ -59,7 +59,11 @@ def row_label(row: Row, *, interval: bool = True, threshold: bool = True) -> str
 
 
 def _precision(row: Row) -> str:
-    return str(row["precision"]).replace("->", "→") + (" after QAT" if row.get("trained") else "")
+    return str(row["precision"]).replace("->", "→")
+
+
+def _scheme(row: Row) -> str:
+    return NAMES[row["scheme"]] + (" + QAT" if row.get("trained") else "")
 
 
 def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -78,7 +82,7 @@ def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]
     """
     metrics = sorted({str(row["metric"]) for row in rows})
     columns: dict[str, Callable[[Row], str]] = {
-        "Scheme": lambda row: NAMES[row["scheme"]].removesuffix(" quantization"),
+        "Scheme": lambda row: _scheme(row).replace(" quantization", ""),
         "Precision": _precision,
         "Weights": lambda row: str(row.get("weights") or ""),
         "Reference": lambda row: str(row.get("reference") or ""),
@@ -115,9 +119,9 @@ def rich_table(rows: Sequence[Row], title: str | None = None) -> Table:
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     headings, lines = table_of(rows)
     for index, heading in enumerate(headings):
-        is_variant = heading in ("Weights", "Reference")  # which may fold where there is no room for both
-        justify: Any = "left" if index < 2 or is_variant else "right"
-        table.add_column(heading, justify=justify, no_wrap=not is_variant, overflow="fold")
+        is_name = index < 2 or heading in ("Weights", "Reference")  # names fold where there is no room; numbers never
+        justify: Any = "left" if is_name else "right"
+        table.add_column(heading, justify=justify, no_wrap=not is_name, overflow="fold")
     for index, (row, line) in enumerate(zip(rows, lines, strict=True), start=1):
         is_last = index == len(rows) or rows[index]["scheme"] != row["scheme"]
         table.add_row(*line, end_section=is_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 import time
 from dataclasses import replace
@@ -26,8 +27,9 @@ from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.errors import ReportError
 from resq_plugin.evaluation.metrics import Agreement, MeanIoU
 from resq_plugin.evaluation.protocol import evaluate, float_predictions
-from resq_plugin.report import finding, row_label
+from resq_plugin.report import finding, rich_table, row_label
 from resq_plugin.report.rows import table_of
+from resq_plugin.tables import table_text
 
 CONTRACT = ("scheme", "precision", "interval", "accuracy", "metric", "agreement", "gbops_per_frame", "relative_bops")
 
@@ -308,5 +310,19 @@ def test_the_trained_net_has_a_row_of_its_own_that_no_sentence_uses() -> None:
     assert "trained" not in before
     assert after["gbops_per_frame"] == pytest.approx(before["gbops_per_frame"])
     assert after["accuracy"] > before["accuracy"] + 10
-    assert [line[1] for line in table_of(rows)[1]][-2:] == ["W4A4→W3A3", "W4A4→W3A3 after QAT"]
-    assert row_label(after) == "ResQ W4A4→W3A3 after QAT, T=3"
+    assert [line[:2] for line in table_of(rows)[1]][-2:] == [("ResQ", "W4A4→W3A3"), ("ResQ + QAT", "W4A4→W3A3")]
+    assert row_label(after) == "ResQ + QAT W4A4→W3A3, T=3"
+    dynamic = {**after, "scheme": "dynamic", "precision": "W8A8->W8A{0,4,8}", "threshold": 0.1}
+    text = table_text(rich_table([*rows, dynamic]), 80)
+    for heading in table_of([*rows, dynamic])[0]:
+        assert heading in text
+
+
+def test_what_calibration_finds_in_our_own_settings_is_not_the_readers_concern(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    level = logging.getLogger("resq_plugin.calibration").level
+    settings = replace(SMALL, frame=("W4A8",), mixed=(), resq=("W8A8->W4A4",), dynamic=(), intervals=(6,))
+    demo_command(None, tmp_path / "out", Console(file=io.StringIO()), replace(settings, videos=1, frames=6))
+    assert not [record for record in caplog.records if record.name.startswith("resq_plugin.calibration")]
+    assert logging.getLogger("resq_plugin.calibration").level == level
