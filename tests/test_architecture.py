@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS = (
     ("errors",),
-    ("extras", "config", "files", "tables"),
+    ("extras", "config", "files", "logs", "tables"),
     ("method", "video"),
     ("backends",),
     ("conversion", "cost", "evaluation"),
@@ -26,7 +26,7 @@ LEVELS = (
     ("export", "demo", "planning"),
     ("cli",),
 )
-"""errors <- extras, config, files, tables <- method <- ...: a room takes from those of lower levels only."""
+"""errors <- extras, config, files, logs, tables <- method <- ...: a room takes from those of lower levels only."""
 
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 OUTSIDE = {"resq_aimet", "resq_brevitas", "resq_mmengine", "resq_mmseg", "resq_mmpose", "resq_vos"}

@@ -19,11 +19,11 @@ ELSEWHERE = {
     ("docs/aimet.md", "import aimet_torch"): "tests/test_readme_aimet.py runs it",
     (
         "docs/house.md",
-        "errors <- config, extras, files, tables <- method",
+        "errors <- config, extras, files, logs, tables <- method",
     ): "a drawing; tests/test_architecture.py holds it",
     (
         "CONTRIBUTING.md",
-        "errors <- config, extras, files, tables <- method",
+        "errors <- config, extras, files, logs, tables <- method",
     ): "a drawing; tests/test_architecture.py holds it",
 }
 """Page and beginning of a block that no test of this folder runs as it stands, to the reason."""
@@ -98,7 +98,11 @@ def test_fences_close(page: str) -> None:
     assert len(fences) == 2 * len(blocks_of(page))
 
 
-@pytest.mark.parametrize("block", SCRIPTS, ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(block, marks=() if block.page == "README.md" else pytest.mark.slow) for block in SCRIPTS],
+    ids=[str(block) for block in SCRIPTS],
+)
 def test_a_script_runs_in_an_empty_folder(block: Block, tmp_path: Path) -> None:
     for package in NEEDS[block.page]:
         pytest.importorskip(package)
@@ -132,6 +136,7 @@ def test_readmes_first_block_is_short_and_says_how_to_install() -> None:
     assert "pip install" in first.text
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
     text = run([str(ROOT / "docs" / "examples" / "plain_torch.py")], tmp_path)
     assert "the loaded model predicts the same: True" in text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from resq_plugin.demo.run import run_demo
 from resq_plugin.demo.settings import DemoSettings
 from resq_plugin.extras import need
 from resq_plugin.files import check_folder, written_into
+from resq_plugin.logs import only_errors
 from resq_plugin.report import (
     MissingExtraError,
     ReportError,
@@ -69,7 +69,8 @@ def demo_command(
     def say(text: str, style: str | None = None) -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
-    with _idle_threads(), _without_findings():
+    # What calibration finds wrong with net and settings is not the reader's concern: they are ours.
+    with _idle_threads(), only_errors("resq_plugin.calibration"):
         settings = settings.fitted(min(map(len, data.videos)))
         say(f"ResQ on {data.name}, {data.shape[3]}×{data.shape[2]} pixels")
         result = run_demo(load_demo_net(), data, settings, progress=console.is_terminal)
@@ -121,18 +122,6 @@ def _data(video: Path | None, settings: DemoSettings) -> DemoData:
     if video is None:
         return procedural_data(settings.videos, settings.frames, settings.calibration_clips)
     return video_data(video, 3 * settings.frames, 2 * settings.calibration_clips)
-
-
-@contextmanager
-def _without_findings() -> Iterator[None]:
-    """Keep to yourself what calibration finds wrong with settings: net and settings are ours, not the reader's."""
-    logger = logging.getLogger("resq_plugin.calibration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager

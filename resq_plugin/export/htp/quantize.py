@@ -7,9 +7,7 @@ Ours are the grids of layer inputs, residuals and weights; ONNX Runtime's quanti
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from resq_plugin.export.editor import Editor
 from resq_plugin.export.grid import Grid
 from resq_plugin.extras import need
+from resq_plugin.logs import only_errors
 
 __all__ = ["quantize_graph"]
 
@@ -60,7 +59,7 @@ def quantize_graph(
         init_overrides=overrides,
         keep_removable_activations=True,  # a ReLU before a signed grid does something
     )
-    with _quiet():
+    with only_errors():  # without the advice to pre-process, which the tracer has done
         quantize(model, str(target), config)
 
 
@@ -161,15 +160,3 @@ def _grid(node: onnx_ir.Node) -> Grid:
     scale, zero_point = (node.inputs[index].const_value.numpy() for index in (1, 2))
     bits = 8 * zero_point.dtype.itemsize
     return Grid((float(scale),), bits, signed=zero_point.dtype.kind == "i", zero_point=int(zero_point))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the advice to pre-process, which the tracer has done."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
