@@ -7,6 +7,7 @@ camvid/val by the paper's protocol. Every row has the same budget of steps, clip
 
     uv run --group dev python benchmarks/qat.py --threads 1 --runs FOLDER  # resumes where it stopped, even in a row
     uv run --group dev python benchmarks/qat.py --rows "W4A4->W3A3" --steps 2
+    uv run --group dev python benchmarks/qat.py --plan 0.107         # a plan that search.py found, trained likewise
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import json
 import random
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import accuracy, calibration_clips, camvid, ddrnet, machine, parser, require, segment, write
+from common import ROOT, accuracy, calibration_clips, camvid, ddrnet, machine, parser, require, segment, write
 from torch import Tensor, nn
 
 from resq_plugin import ResQConfig, calibrate, convert, load_checkpoint, measure_cost, save_checkpoint
@@ -39,8 +41,30 @@ ROWS = {  # precision to T; the most wanted first
 }
 FARTHEST = {"W4A4->W3A3": 10, "W8A8->W4A4": 10}
 """T up to which accuracy by distance is measured after training (Fig. 9); else the row's own."""
+FRONTS = ("front_resq", "front_resq_t10")
+PLAN_TRAINED = 4
+"""T in the training of a plan: every fourth frame of it is as far from the keyframe as the 12th of a video."""
 SHAPE = (1, 3, 360, 480)
 IGNORED = 11
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is trained and measured.
+
+    Attributes:
+        name: precision or plan.
+        config: of the model.
+        trained: T in training.
+        interval: T in use.
+        farthest: T up to which accuracy by distance is measured.
+    """
+
+    name: str
+    config: ResQConfig
+    trained: int
+    interval: int
+    farthest: int
 
 
 class Segmenter(nn.Module):
@@ -146,13 +170,35 @@ class Bench:
             self.targets["agreement"] = float_predictions(model, [self.frames], segment)
         return accuracy(model, self.frames, self.targets, interval)
 
-    def make(self, precision: str, interval: int, folder: Path) -> Segmenter:
+    def uniform(self, precision: str) -> Row:
+        """A row of one precision for all layers."""
+        interval = ROWS.get(precision, 3)
+        settings = {"interval": interval, "weights": "channel", "reference": self.args.reference}
+        shown = interval if "->" in precision else 1
+        config = ResQConfig.parse(precision, **settings)
+        return Row(precision, config, interval, shown, FARTHEST.get(precision, shown))
+
+    def plan(self, share: float) -> Row:
+        """The plan on the fronts of search.json whose predicted share of W8A8 is nearest."""
+        found = json.loads(require(ROOT / "benchmarks" / "results" / "search.json").read_text())
+        points = [point for key, front in found.items() if key in FRONTS for point in front]
+        point = min(points, key=lambda point: abs(point["relative"] - share))
+        values = point["config"]
+        # Names of search.py's layers are those of the network, which is a part of the model here.
+        values["overrides"] = {f"network.{name}": value for name, value in values["overrides"].items()}
+        values["exclude"] = [f"network.{name}" for name in values["exclude"]]
+        thresholds = {f"network.{name}": value for name, value in values["policy"]["thresholds"].items()}
+        values["policy"] = values["policy"] | {"thresholds": thresholds}
+        config = ResQConfig.from_dict(values)
+        name = f"plan of {100 * point['relative']:.1f} %, T = {config.interval}"
+        return Row(name, config, PLAN_TRAINED, config.interval, config.interval)
+
+    def make(self, row: Row, folder: Path) -> Segmenter:
         """The calibrated model that training starts from."""
         kept = folder / "calibrated.pt"
         torch.manual_seed(0)
         model = Segmenter(ddrnet(self.weights)).eval()
-        reference = self.args.reference
-        convert(model, ResQConfig.parse(precision, interval=interval, weights="channel", reference=reference))
+        convert(model, row.config)
         if kept.exists():
             load_checkpoint(model, kept)
         else:
@@ -160,19 +206,18 @@ class Bench:
             save_checkpoint(model, kept)
         return model
 
-    def run(self, precision: str, interval: int, more: int) -> None:
+    def run(self, row: Row, more: int) -> None:
         """Measure, train, measure.
 
         Args:
-            precision: of the row.
-            interval: T.
+            row: what is trained.
             more: steps at a quarter of the rate that follow on a row which was trained before; its own row.
         """
         args, clock = self.args, time.perf_counter()
-        folder = args.runs / "".join(letter for letter in precision + args.reference if letter.isalnum())
+        precision, interval, shown, reference = row.name, row.trained, row.interval, row.config.reference
+        folder = args.runs / "".join(letter for letter in precision + reference if letter.isalnum())
         folder.mkdir(parents=True, exist_ok=True)
-        model = self.make(precision, interval, folder)
-        shown = interval if "->" in precision else 1
+        model = self.make(row, folder)
         found = folder / "before.json"
         if not found.exists():
             before = self.measure(model, shown)
@@ -203,17 +248,16 @@ class Bench:
         log = Log(folder / "log.jsonl")
         result = train(model, clips, cross_entropy, config, folder=folder, on_step=log)
         save_checkpoint(model, folder / "trained.pt")
-        after = self.measure(model.to(memory_format=torch.contiguous_format), FARTHEST.get(precision, shown))
+        after = self.measure(model.to(memory_format=torch.contiguous_format), row.farthest)
         own = after.until(shown)
-        costs = ResQConfig.parse(precision, interval=shown, weights="channel", reference=args.reference)
-        cost = measure_cost(model, SHAPE, costs, own.bit_shares).bops_per_frame
+        cost = measure_cost(model, SHAPE, row.config.replace(interval=shown), own.bit_shares).bops_per_frame
         steps = args.steps + more
-        own_key = precision, steps, args.reference
-        self.rows = [row for row in self.rows if self.key(row) != own_key]
+        own_key = precision, steps, reference
+        self.rows = [old for old in self.rows if self.key(old) != own_key]
         self.rows.append(
             {
                 "precision": precision,
-                "reference": args.reference,
+                "reference": reference,
                 "interval": shown,
                 "before": mean(start["mIoU"]),
                 "after": mean(own.by_distance["mIoU"]),
@@ -315,6 +359,7 @@ def main() -> None:
     """Train and measure every row that is not in the file yet."""
     options = parser(__doc__, "qat.json")
     options.add_argument("--rows", nargs="*", default=list(ROWS), help="precisions")
+    options.add_argument("--plan", type=float, metavar="SHARE", help="instead: the plan found at that share of W8A8")
     options.add_argument("--steps", type=int, default=400)
     options.add_argument("--more", type=int, default=0, help="go on from a trained row for so many steps")
     options.add_argument("--lr", type=float, default=3e-4)
@@ -330,9 +375,10 @@ def main() -> None:
         bench.stills = compare_stills(bench)
         bench.write()
     done = set() if args.fresh else {bench.key(row) for row in bench.rows}
-    for precision in args.rows:
-        if (precision, args.steps + args.more, args.reference) not in done:
-            bench.run(precision, ROWS.get(precision, 3), args.more)
+    rows = [bench.plan(args.plan)] if args.plan else [bench.uniform(precision) for precision in args.rows]
+    for row in rows:
+        if (row.name, args.steps + args.more, row.config.reference) not in done:
+            bench.run(row, args.more)
 
 
 if __name__ == "__main__":
