@@ -28,6 +28,10 @@ class FullMapComparison(CountingExecutor):
         config: the configuration.
         ranked: per layer and quantizer, half ranges and their losses on the sample, best first.
         samples: the samples of every layer.
+
+    Attributes:
+        finalists: the half ranges with the losses on the frames so far added.
+        lost: what every quantizer's half ranges lose on the frame that runs.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class FullMapComparison(CountingExecutor):
         self.config = config
         self.finalists = {name: {key: dict(losses) for key, losses in item.items()} for name, item in ranked.items()}
         self.samples = samples
+        self.lost: dict[tuple[str, str], Losses] = {}
         self._keyframes = {name: best(item["keyframe"]) for name, item in self.finalists.items()}
         self._references: dict[Key, Tensor] = {}
         self._position = 0
@@ -48,8 +53,15 @@ class FullMapComparison(CountingExecutor):
         """Begin the keyframe (0) or the residual frame (1) of a pair."""
         self._position = position
         self.calls.clear()
+        self.lost = {}
         if position == 0:
             self._references.clear()
+
+    def end_frame(self) -> None:
+        """Add what was lost on the frame."""
+        for (name, quantizer), losses in self.lost.items():
+            for half_range, loss in losses.items():
+                self.finalists[name][quantizer][half_range] += loss
 
     def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         """Run one call of one layer in float."""
@@ -80,17 +92,18 @@ class FullMapComparison(CountingExecutor):
         self, layer: ResidualLayer, quantizer: str, x: Tensor, options: dict[str, Any], *, signed: bool
     ) -> None:
         name, bits = layer.settings.name, layer.activation_quantizers()[quantizer].bits
-        losses = self.finalists[name][quantizer]
-        if len(losses) < 2:
+        half_ranges = self.finalists[name][quantizer]
+        if len(half_ranges) < 2:
             return
+        lost = self.lost.setdefault((name, quantizer), dict.fromkeys(half_ranges, 0.0))
         weight = layer.weight_of("keyframe" if quantizer == "keyframe" else "residual")
 
         def apply(x: Tensor, weight: Tensor) -> Tensor:
             return layer.linear(x, weight, None, **options)
 
         target = apply(x, layer.weight_of("float"))
-        for half_range in losses:
-            losses[half_range] += output_loss(x, target, weight, half_range, bits, signed, apply)
+        for half_range in half_ranges:
+            lost[half_range] += output_loss(x, target, weight, half_range, bits, signed, apply)
 
 
 def compare_on_full_maps(
@@ -124,11 +137,17 @@ def compare_on_full_maps(
                 new[name, quantizer] = search.depends[quantizer]
     if new:
         comparison = FullMapComparison(config, ranked, found.samples)
+        keyframes = {place: key for place, key in new.items() if place[1] == "keyframe"}
         for pair in tqdm(found.pairs, "comparing on full maps", disable=not progress):
             with executing(comparison):
                 for position, recorded in enumerate(pair):
                     comparison.start_frame(position)
-                    replay(model, recorded)
+                    if len(keyframes) == len(new) and all(key in recorded.losses for key in keyframes.values()):
+                        comparison.lost = {place: recorded.losses[key] for place, key in keyframes.items()}
+                    else:
+                        replay(model, recorded)
+                        recorded.losses |= {key: comparison.lost.get(place, {}) for place, key in keyframes.items()}
+                    comparison.end_frame()
         for (name, quantizer), key in new.items():
             known[key] = comparison.finalists[name][quantizer]
     return {

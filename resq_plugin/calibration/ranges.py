@@ -50,7 +50,7 @@ def output_loss(
     """
     end = torch.tensor(half_range, dtype=torch.float64)
     scale = scale_from_range(-end, end, bits, signed=signed).to(x.device)
-    return float((apply(fake_quantize(x, scale, bits, signed=signed), weight) - target).double().square().sum())
+    return float((apply(fake_quantize(x, scale, bits, signed=signed), weight) - target).double().square_().sum())
 
 
 def search_range(candidates: Iterable[float], loss: Callable[[float], float]) -> dict[float, float]:

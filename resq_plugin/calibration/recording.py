@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,10 +31,12 @@ class Recording:
     Attributes:
         calls: name of the module, positional and keyword arguments, private copies.
         inputs: name of the layer and mean magnitude of its input, per call.
+        losses: what keyframe ranges lose on the full maps of this frame, by what that depends on.
     """
 
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     inputs: list[tuple[str, float]] = field(default_factory=list)
+    losses: dict[Hashable, dict[float, float]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def recording(model: nn.Module, *, keep: bool = True) -> Iterator[Recording]:
         depth += 1
         if isinstance(module, ResidualLayer):
             x = args[0] if args else kwargs["input"]
-            found.inputs.append((module.settings.name, float(x.double().abs().mean()) if x.numel() else 0.0))
+            found.inputs.append((module.settings.name, _mean_magnitude(x)))
 
     def leave(*_: Any) -> None:
         nonlocal depth
@@ -71,6 +73,11 @@ def recording(model: nn.Module, *, keep: bool = True) -> Iterator[Recording]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _mean_magnitude(x: Tensor) -> float:
+    """Summed in double precision, without a copy of x in it, which would take as long as a convolution."""
+    return float(torch.linalg.vector_norm(x, 1, dtype=torch.float64)) / max(x.numel(), 1)
 
 
 def _copied(args: tuple[Any, ...], kwargs: dict[str, Any], shared: dict[int, Any]) -> tuple[Any, Any]:

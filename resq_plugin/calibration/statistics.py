@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from resq_plugin.calibration.clips import Clip, longest_interval
 from resq_plugin.calibration.collection import Collected, Run, Start, fold_on
 from resq_plugin.calibration.fingerprint import fingerprint
-from resq_plugin.conversion import float_state_dict, folded_pairs
+from resq_plugin.conversion import float_state_dict, folded_pairs, set_folded_pairs
 from resq_plugin.errors import CalibrationError
 from resq_plugin.method import ResidualLayer
 
@@ -49,6 +49,7 @@ class Statistics:
         self._of: dict[str, str] = {}
         self._looked: tuple[bool, Hashable] | None = None
         self._collected = Collected()
+        self._folds: tuple[Hashable, dict[str, str]] | None = None
 
     def collected(
         self,
@@ -83,16 +84,26 @@ class Statistics:
         if self._looked is not None:
             if start is not None:
                 start()
-            fold_on(model, self._collected.first, run, start)
+            self._fold(model, layers, run, start)
             (had_residuals, had), (residuals, looks) = self._looked, _look(model, layers, clips, start)
             if had == looks and had_residuals == residuals:
                 return self._collected
             if had == looks and had_residuals and self._collected.of_keyframes is not None:
                 return self._collected.of_keyframes
         self._looked, self._collected = None, Collected()  # frees the old ones before the new ones come
+        before = _foldable(layers, model)
         self._collected = collect()
+        self._folds = before, folded_pairs(model)
         self._looked = _look(model, layers, clips, start)
         return self._collected
+
+    def _fold(self, model: nn.Module, layers: Mapping[str, ResidualLayer], run: Run, start: Start | None) -> None:
+        """Fold what was folded before at the look, which spares a frame; of other layers that has to be found."""
+        before = _foldable(layers, model)
+        if self._folds is not None and self._folds[0] == before:
+            set_folded_pairs(model, self._folds[1])
+        else:
+            fold_on(model, self._collected.first, run, start)
 
     def _check(self, model: nn.Module, clips: Sequence[Clip]) -> None:
         of = {
@@ -133,6 +144,12 @@ def _modules(model: nn.Module) -> list[tuple[str, ...]]:
     return found
 
 
+def _foldable(layers: Mapping[str, ResidualLayer], model: nn.Module) -> Hashable:
+    """What it depends on which batch norms the first frames let fold."""
+    config = next(iter(layers.values())).settings.config
+    return config.backend, tuple(layers), tuple(sorted(folded_pairs(model).items()))
+
+
 def _shown(clips: Sequence[Clip]) -> Iterator[tuple[str, Tensor]]:
     """The first and the last frame of some clips."""
     count = min(len(clips), LOOKED_AT)
@@ -154,7 +171,7 @@ def _look(
     longest = min(longest_interval(config), max((length_hint(clip, 1) for clip in clips), default=0))
     device = next((parameter.device for parameter in model.parameters()), None)
     return config.residual is not None, (
-        *(config.backend, tuple(layers), tuple(sorted(folded_pairs(model).items())), device),
+        *(_foldable(layers, model), device),
         *(longest, config.reference == "running", config.schedule.kind, start is not None),
         *(sample.samples, sample.positions, sample.recheck),
     )

@@ -12,7 +12,7 @@ from resq_plugin.conversion.checkpoint import (
     save_ranges,
 )
 from resq_plugin.conversion.converter import ConversionSummary, convert, float_state_dict, revert, summarize
-from resq_plugin.conversion.folding import fold_batch_norms, folded_pairs
+from resq_plugin.conversion.folding import fold_batch_norms, folded_pairs, set_folded_pairs
 from resq_plugin.conversion.matching import Match, is_range_of, match_state, unwrap_state
 from resq_plugin.conversion.reading import numpy_globals, read_checkpoint
 from resq_plugin.method import evaluating
@@ -38,6 +38,7 @@ __all__ = [
     "revert",
     "save_checkpoint",
     "save_ranges",
+    "set_folded_pairs",
     "summarize",
     "unwrap_state",
 ]
