@@ -5,6 +5,7 @@ from __future__ import annotations
 from resq_plugin.backends.batch_norm import FoldedNorm, fold, is_foldable, unfold
 from resq_plugin.backends.class_swap import swap_class, swap_class_back
 from resq_plugin.backends.elementwise import quantize_difference
+from resq_plugin.backends.patterns import check_patterns
 from resq_plugin.backends.registry import GROUP, find_backend
 from resq_plugin.backends.shared_weights import sharing_weights
 from resq_plugin.backends.torch_backend import (
@@ -30,6 +31,7 @@ __all__ = [
     "ResQConvTranspose3d",
     "ResQLinear",
     "TorchResidualLayer",
+    "check_patterns",
     "find_backend",
     "fold",
     "is_foldable",

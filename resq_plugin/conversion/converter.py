@@ -6,8 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from rich import box
@@ -15,12 +14,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from resq_plugin.backends import FoldedNorm, find_backend
+from resq_plugin.backends import FoldedNorm, check_patterns, find_backend
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion.all_or_nothing import all_or_nothing
 from resq_plugin.conversion.folding import fold_batch_norms
 from resq_plugin.conversion.model_state import STATE_KEYS, attach_model_state, detach_model_state
-from resq_plugin.errors import ConfigError, ConversionError
+from resq_plugin.errors import ConversionError
 from resq_plugin.method import LayerSettings, ResidualLayer, residual_layers
 from resq_plugin.tables import table_text
 
@@ -99,7 +98,7 @@ def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None
     Raises:
         ConversionError: already converted, traced, nothing to convert, or no backend of that name.
         MissingExtraError: the toolkit of the backend is not installed.
-        ConfigError: an override matches no layer.
+        ConfigError: a pattern of ``include``, ``overrides`` or ``policy.thresholds`` matches no layer.
     """
     if isinstance(config, str):
         config = ResQConfig.parse(config)
@@ -120,7 +119,7 @@ def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None
             f"it has {len(supported)} layers that can be converted, e.g. {', '.join(list(supported)[:3])}."
         )
         raise ConversionError(msg)
-    _check_patterns(config, supported)
+    check_patterns(config, supported)
     with all_or_nothing(model):
         for name, module in selected.items():
             keyframe, residual = config.precision_of(name)
@@ -166,23 +165,6 @@ def _nothing_to_convert(model: nn.Module, backend: str) -> str:
     msg = f"no layer of {type(model).__name__} can be converted with backend={backend!r}; it has {shown}."
     advice = [_TOOLKITS.get(kind.__module__.partition(".")[0]) for kind in found.values()]
     return msg + next((f" Write {line}." for line in advice if line), "")
-
-
-def _check_patterns(config: ResQConfig, names: dict[str, Any]) -> None:
-    for pattern, text in config.overrides:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            msg = f"overrides[{pattern!r}]={text!r} matches no layer; layers are e.g. {', '.join(list(names)[:3])}."
-            raise ConfigError(msg)
-    for pattern, threshold in config.policy.thresholds:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            msg = (
-                f"policy.thresholds[{pattern!r}]={threshold!r} matches no layer; layers are e.g. "
-                f"{', '.join(list(names)[:3])}."
-            )
-            raise ConfigError(msg)
-    for pattern in config.exclude:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            logger.warning("exclude pattern %r matches no layer", pattern)
 
 
 def revert(model: M) -> M:

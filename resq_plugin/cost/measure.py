@@ -33,7 +33,7 @@ from typing import Any
 
 from torch import nn
 
-from resq_plugin.backends import torch_class
+from resq_plugin.backends import check_patterns, torch_class
 from resq_plugin.config import Precision, ResQConfig
 from resq_plugin.cost.dry_run import COUNTED_LAYERS, LayerCall, dry_run
 from resq_plugin.cost.result import Cost, LayerCost
@@ -78,9 +78,10 @@ def measure_cost(
         arguments: of the model behind the frame, such as a number of objects.
 
     Raises:
-        ConfigError: the shape or the shares are impossible, or no frame ran.
+        ConfigError: the shape or the shares are impossible, no frame ran, or a pattern of ``config`` matches no layer.
         ResQError: the model fails on an input of that shape.
     """
+    _check_patterns(model, config)
     run = dry_run(model, shape, arguments)
     calls: dict[str, list[LayerCall]] = {}
     for call in run.calls:
@@ -139,6 +140,17 @@ def _settings(call: LayerCall, config: ResQConfig | None) -> _Settings:
     if config is None or not config.selects(name):
         return _Settings(name)
     return _Settings(name, *config.precision_of(name), config.interval, config.reference)
+
+
+def _check_patterns(model: nn.Module, config: ResQConfig | None) -> None:
+    """As `convert` does."""
+    names = [
+        module.settings.name if isinstance(module, ResidualLayer) else name
+        for name, module in model.named_modules()
+        if isinstance(module, ResidualLayer) or torch_class(type(module)) in COUNTED_LAYERS
+    ]
+    if config is not None and names:
+        check_patterns(config, names)
 
 
 def _config(model: nn.Module, config: ResQConfig | None) -> ResQConfig | None:
