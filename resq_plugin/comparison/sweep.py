@@ -258,16 +258,21 @@ class _Sweep:
 
 
 @torch.no_grad()
-def first_output(model: nn.Module, frame: Tensor) -> Any:
-    """Return what the model makes of a frame (1, C, H, W), in evaluation mode.
+def first_output(model: nn.Module, frame: Any, run: Callable[[Any], Any] | None = None) -> Any:
+    """Return what the model makes of a frame, in evaluation mode.
+
+    Args:
+        model: float.
+        frame: (1, C, H, W), or whatever ``run`` takes.
+        run: what runs one frame, when it is not ``model(frame)``.
 
     Raises:
         ConfigError: it fails on it; the message names sizes near it, or a type or layout, in which it does not.
     """
     with evaluating(model):
         try:
-            with telling_unfit_frames(model, frame, ConfigError):
-                return model(frame)
+            with telling_unfit_frames(model, frame, ConfigError, run):
+                return (run or model)(frame)
         except FAILURES as error:
             if isinstance(error, ResQError):
                 raise

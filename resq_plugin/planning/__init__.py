@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resq_plugin.planning.inputs import FOUND
 from resq_plugin.planning.plan import LayerPlan, Plan, Point, read_plan
 from resq_plugin.planning.result import Goal, SearchResult
 from resq_plugin.planning.run import search
@@ -9,6 +10,7 @@ from resq_plugin.planning.target import Choice, Target
 from resq_plugin.planning.trial import Verified
 
 __all__ = [
+    "FOUND",
     "Choice",
     "Goal",
     "LayerPlan",

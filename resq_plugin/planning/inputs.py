@@ -13,10 +13,10 @@ from torch import Tensor
 from resq_plugin.calibration import Clip, checked_frames
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ConfigError
-from resq_plugin.method import frame_to
+from resq_plugin.method import frame_to, image_of
 from resq_plugin.planning.target import Target
 
-__all__ = ["check_common", "check_labels", "digest", "possible_intervals", "split_clips"]
+__all__ = ["FOUND", "check_common", "check_labels", "digest", "possible_intervals", "split_clips"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ FOUND = {
 """Fields of `ResQConfig` that are found, and what to write instead."""
 
 
-def digest(frame: Tensor) -> str:
-    """Tell frames apart."""
-    return hashlib.sha256(frame.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+def digest(frame: Any) -> str:
+    """Tell frames apart by their image."""
+    return hashlib.sha256(image_of(frame).detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def check_common(common: Mapping[str, Any]) -> None:
@@ -54,15 +54,22 @@ def check_common(common: Mapping[str, Any]) -> None:
 
 
 def split_clips(
-    clips: Sequence[Clip], held_out: float | Sequence[Clip], device: torch.device | None
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Clips that are looked at, and those that verify."""
-    found = [_frames(clip, index, device) for index, clip in enumerate(clips)]
+    clips: Sequence[Clip], held_out: float | Sequence[Clip], device: torch.device | None, *, pytrees: bool = False
+) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Clips that are looked at, and those that verify.
+
+    Args:
+        clips: consecutive frames.
+        held_out: clips that verify, or a share of those.
+        device: of the model.
+        pytrees: whether a frame may be more than a tensor.
+    """
+    found = [_frames(clip, index, device, pytrees) for index, clip in enumerate(clips)]
     if not found:
         msg = "search got no clip; pass clips such as [(T, C, H, W) tensor, ...] of consecutive frames."
         raise ConfigError(msg)
     if not isinstance(held_out, (int, float)):
-        return found, [_frames(clip, index, device) for index, clip in enumerate(held_out)]
+        return found, [_frames(clip, index, device, pytrees) for index, clip in enumerate(held_out)]
     if not 0 < held_out < 1:
         msg = f"held_out={held_out!r} is not allowed; write a share of the clips such as 0.25, or clips."
         raise ConfigError(msg)
@@ -76,10 +83,13 @@ def split_clips(
     return found[:-count], found[-count:]
 
 
-def _frames(clip: Clip, index: int, device: torch.device | None) -> list[Tensor]:
+def _frames(clip: Clip, index: int, device: torch.device | None, pytrees: bool) -> list[Any]:
     frames = checked_frames(clip, index)
-    if not all(isinstance(frame, Tensor) for frame in frames):
-        msg = f"clip {index} has frames that are no tensors; search takes frames (N, C, H, W)."
+    if not pytrees and not all(isinstance(frame, Tensor) for frame in frames):
+        msg = (
+            f"clip {index} has frames that are no tensors; search takes frames (N, C, H, W), or with run=... whatever "
+            "that runs, such as (frame, masks, previous state)."
+        )
         raise ConfigError(msg)
     return [frame_to(frame, device) for frame in frames]
 

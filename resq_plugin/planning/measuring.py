@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from resq_plugin.backends import TorchResidualLayer
 from resq_plugin.config import PolicyConfig, Precision, ResQConfig
-from resq_plugin.conversion import convert, revert
+from resq_plugin.conversion import convert, fold_batch_norms, revert
 from resq_plugin.method import residual_layers
 from resq_plugin.planning.effects import Effect, LayerStudy, Scheme
 from resq_plugin.planning.journal import SearchJournal
@@ -52,7 +52,8 @@ class Measured:
 
 def measure(
     model: nn.Module,
-    clips: Sequence[Sequence[Tensor]],
+    clips: Sequence[Sequence[Any]],
+    run: Callable[[Any], Any] | None,
     target: Target,
     intervals: Sequence[int],
     criterion: str,
@@ -66,6 +67,7 @@ def measure(
     Args:
         model: float, in evaluation mode; it is given back as it was.
         clips: intervals of as many frames as the longest T.
+        run: what runs one frame, when it is not ``model(frame)``.
         target: what layers may do.
         intervals: T that are possible on these clips.
         criterion: ``kl`` or ``squared``.
@@ -75,12 +77,13 @@ def measure(
         common: further fields of `ResQConfig`.
     """
     keep = {key: common[key] for key in ("include", "exclude") if key in common}
-    convert(model, ResQConfig.parse("W8A8->W8A{0,8}", **keep), example=clips[0][0])
+    convert(model, ResQConfig.parse("W8A8->W8A{0,8}", **keep))
     try:
+        fold_batch_norms(model, clips[0][0], run)
         layers = residual_layers(model)
         references = target.references if max(intervals) > 1 else target.references[:1]
         candidates = ResQConfig.parse("W8A8", **common).calibration.candidates
-        finder = _Finder(model, layers, clips, target, criterion, seed, journal, bar, candidates)
+        finder = _Finder(model, layers, clips, run or model, target, criterion, seed, journal, bar, candidates)
         names = finder.names()
         bar.total = (bar.total or 0) + len(names) * len(references)
         weights, grid, notes = finder.pilot(references[0])
@@ -105,7 +108,8 @@ class _Finder:
         self,
         model: nn.Module,
         layers: Mapping[str, Any],
-        clips: Sequence[Sequence[Tensor]],
+        clips: Sequence[Sequence[Any]],
+        run: Callable[[Any], Any],
         target: Target,
         criterion: str,
         seed: int,
@@ -115,7 +119,7 @@ class _Finder:
     ) -> None:
         self.candidates = candidates
         self.model, self.layers, self.target, self.journal, self.bar = model, layers, target, journal, bar
-        self.criterion, self.seed = criterion, seed
+        self.criterion, self.seed, self.run = criterion, seed, run
         count = max(1, FRAMES // max(map(len, clips)))
         spread = sorted({index * len(clips) // min(count, len(clips)) for index in range(min(count, len(clips)))})
         self.clips = [clips[index] for index in spread]
@@ -131,6 +135,7 @@ class _Finder:
                 self.model,
                 self.layers,
                 self.clips,
+                run=self.run,
                 criterion=self.criterion,
                 scores=SCORES,
                 positions=POSITIONS,

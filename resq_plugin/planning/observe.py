@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from resq_plugin.calibration import Window, choose_windows, cut_outputs, cut_windows
 from resq_plugin.errors import ConfigError
@@ -18,6 +18,11 @@ from resq_plugin.method import Call, CountingExecutor, ResidualLayer, executing
 __all__ = ["LayerView", "Observer", "View", "draw_score", "observe", "score_tensor"]
 
 Key = tuple[str, int, torch.Size]
+KEEPS_STATE = (
+    "the output of a frame depends on a state that the model keeps from the frame before; search runs each frame on "
+    "its own, so make that state a part of the frame: clips of [(frame, state), ...] of a float run, and "
+    "run=lambda step: model(*step)."
+)
 
 
 @dataclass
@@ -173,6 +178,12 @@ def draw_score(scores: Tensor, criterion: str, generator: torch.Generator) -> Te
     return probabilities - torch.zeros_like(probabilities).scatter_(1, drawn, 1.0)
 
 
+def _leaf(tensor: Any) -> Tensor:
+    """A copy that no run can change, of which gradients could flow."""
+    copied: Tensor = tensor.detach().clone()
+    return copied.requires_grad_() if copied.is_floating_point() else copied
+
+
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """No gradients of parameters inside."""
@@ -189,8 +200,9 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 def observe(
     model: nn.Module,
     layers: Mapping[str, ResidualLayer],
-    intervals: Sequence[Sequence[Tensor]],
+    intervals: Sequence[Sequence[Any]],
     *,
+    run: Callable[[Any], Any],
     criterion: str,
     scores: int,
     positions: int,
@@ -202,7 +214,8 @@ def observe(
     Args:
         model: converted, its batch norms folded.
         layers: of the model, by name.
-        intervals: consecutive frames each, (N, C, H, W).
+        intervals: consecutive frames each, (N, C, H, W) or whatever ``run`` takes.
+        run: what runs one frame.
         criterion: see `draw_score`.
         scores: backward passes per frame.
         positions: output positions per layer, over all intervals.
@@ -210,7 +223,7 @@ def observe(
         step: called after each frame.
 
     Raises:
-        ConfigError: the output does not depend on its layers by gradients.
+        ConfigError: the output does not depend on its layers by gradients, or on frames before this one.
     """
     observer = Observer(max(16, positions // len(intervals)), seed)
     generator = torch.Generator().manual_seed(seed)
@@ -219,7 +232,7 @@ def observe(
             observer.start_interval()
             for position, frame in enumerate(interval):
                 observer.start_frame(position)
-                output = score_tensor(model(frame.detach().clone().requires_grad_()))
+                output = score_tensor(run(tree_map_only(Tensor, _leaf, frame)))
                 if not output.requires_grad:
                     msg = (
                         "no gradient flows from the model's output to its layers (a prediction such as argmax has "
@@ -228,6 +241,11 @@ def observe(
                     raise ConfigError(msg)
                 for index in range(scores):
                     vector = draw_score(output, criterion, generator)
-                    torch.autograd.backward(output, vector, retain_graph=index + 1 < scores)
+                    try:
+                        torch.autograd.backward(output, vector, retain_graph=index + 1 < scores)
+                    except RuntimeError as error:
+                        if "second time" not in str(error):
+                            raise
+                        raise ConfigError(KEEPS_STATE) from error
                 step()
     return {name: observer.layers[name] for name in layers if name in observer.layers}

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from resq_plugin.calibration import Clip, fingerprint, split_clip
 from resq_plugin.comparison import default_predict, first_output
 from resq_plugin.conversion import evaluating
-from resq_plugin.cost import LayerCall, dry_run
+from resq_plugin.cost import dry_run
 from resq_plugin.errors import ConfigError, ConversionError
 from resq_plugin.evaluation import Agreement, MeanIoU, Metric
-from resq_plugin.method import ResidualLayer
+from resq_plugin.method import ResidualLayer, image_of
 from resq_plugin.planning.choosing import verify_front
 from resq_plugin.planning.inputs import check_common, check_labels, digest, possible_intervals, split_clips
 from resq_plugin.planning.journal import SearchJournal
@@ -50,6 +50,8 @@ def search(
     metric: tuple[str, Callable[[], Metric]] | None = None,
     predict: Predict | None = None,
     agreement: Callable[[], Metric] = Agreement,
+    run: Callable[[Any], Any] | None = None,
+    arguments: Sequence[Any] = (),
     criterion: str | None = None,
     points: int = 6,
     seed: int = 0,
@@ -77,6 +79,9 @@ def search(
         metric: name and maker of the metric of the labels; mean IoU over the channels of the output unless given.
         predict: model output to what is compared, such as labels (N, H, W); the highest channel unless given.
         agreement: maker of the metric of predictions against those of the float model, in percent.
+        run: what runs one frame, when it is not ``model(frame)``. A frame is then any pytree with its image, such as
+            (frame, masks, what was remembered), recorded of a float run: each is run on its own.
+        arguments: of the model behind the frame, for its bit operations, such as a number of objects.
         criterion: ``kl`` (class scores) or ``squared`` (values such as heat maps); kl where ``predict`` is not given.
         points: plans spread over the front that are measured beside those that the wish needs.
         seed: of places and scores that are drawn.
@@ -99,10 +104,10 @@ def search(
     target = target if isinstance(target, Target) else Target.from_dict(target or {})
     check_common(common)
     device = next((parameter.device for parameter in model.parameters()), None)
-    measured, verifying = split_clips(clips, held_out, device)
+    measured, verifying = split_clips(clips, held_out, device, pytrees=run is not None)
     intervals = possible_intervals(target, measured, verifying)
     frame = verifying[0][0]
-    output = first_output(model, frame)
+    output = first_output(model, frame, run)
     scores = score_tensor(output)
     criterion = criterion or ("kl" if predict is None and scores.dim() > 1 and scores.shape[1] > 1 else "squared")
     if criterion not in ("kl", "squared"):
@@ -114,7 +119,7 @@ def search(
         check_labels(labels, verifying)
         name, make = metric or ("mIoU", lambda: MeanIoU(scores.shape[1]))
     mark = fingerprint(
-        [*model.state_dict().items(), ("frame", frame)],
+        [*model.state_dict().items(), ("frame", image_of(frame))],
         clips=[[digest(clip[0]), len(clip)] for clip in (*measured, *verifying)],
         target=target.to_dict(),
         criterion=criterion,
@@ -126,12 +131,15 @@ def search(
     with evaluating(model), tqdm(unit="step", disable=not progress, dynamic_ncols=True) as bar:
         pieces = [piece for clip in measured for piece in split_clip(clip, max(intervals))]
         pieces = [piece for piece in pieces if len(piece) == max(map(len, pieces))]
-        study = measure(model, pieces, target, intervals, criterion, seed, journal, bar, common)
-        trials = Trials(model, measured, verifying, labels, predict, make, agreement, criterion, journal, bar.update)
+        study = measure(model, pieces, run, target, intervals, criterion, seed, journal, bar, common)
+        trials = Trials(
+            *(model, measured, verifying, run, arguments, labels, predict, make, agreement, criterion, journal),
+            bar.update,
+        )
         candidates = _candidates(model, study, target, intervals, goal, trials, scores, criterion, common)
         points_found = verify_front([point for point, _ in candidates], goal, trials, points, bar)
     plans = {json.dumps(point.config.to_dict(), sort_keys=True): plan for point, plan in candidates}
-    works = works_of(_calls(model, trials.shape))
+    works = works_of(dry_run(model, trials.shape, trials.arguments).calls)
 
     def planned(point: Point) -> Plan:
         assignment = plans[json.dumps(point.config.to_dict(), sort_keys=True)]
@@ -161,7 +169,7 @@ def _candidates(
     common: Mapping[str, Any],
 ) -> list[tuple[Point, Assignment]]:
     """The front over all references and T, and the configuration of each plan."""
-    works = works_of(_calls(model, trials.shape))
+    works = works_of(dry_run(model, trials.shape, trials.arguments).calls)
     plans: list[Assignment] = []
     for reference, menus in study.menus.items():
         for interval in intervals:
@@ -207,7 +215,3 @@ def _prices(options: Mapping[str, Sequence[Option]], goal: Goal) -> tuple[float,
     bops = sum(max(option.bops for option in menu) for menu in options.values())
     state = max(sum(max(option.state for option in menu) for menu in options.values()), 1)
     return (0.0, *(bops / state * 4.0**power for power in range(-6, 5)))
-
-
-def _calls(model: nn.Module, shape: Sequence[int]) -> Sequence[LayerCall]:
-    return dry_run(model, shape).calls

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from resq_plugin.calibration import Statistics, calibrate
 from resq_plugin.config import ResQConfig
-from resq_plugin.conversion import convert, revert
+from resq_plugin.conversion import convert, fold_batch_norms, revert
 from resq_plugin.cost import measure_cost
 from resq_plugin.evaluation import Metric, evaluate
+from resq_plugin.method import image_of
 from resq_plugin.planning.journal import SearchJournal
 from resq_plugin.planning.observe import score_tensor
 
@@ -101,6 +102,8 @@ class Trials:
         model: float, in evaluation mode.
         calibration: clips that ranges are found on.
         held_out: clips that are measured.
+        run: what runs one frame, when it is not ``model(frame)``.
+        arguments: of the model behind the frame, for its bit operations.
         labels: per clip and frame what is right, or None where predictions of the float model are.
         predict: model output to what the metric compares.
         metric: maker of the metric.
@@ -114,7 +117,9 @@ class Trials:
         self,
         model: nn.Module,
         calibration: Sequence[Any],
-        held_out: Sequence[Sequence[Tensor]],
+        held_out: Sequence[Sequence[Any]],
+        run: Callable[[Any], Any] | None,
+        arguments: Sequence[Any],
         labels: Any,
         predict: Predict,
         metric: Callable[[], Metric],
@@ -124,10 +129,10 @@ class Trials:
         step: Callable[[], object],
     ) -> None:
         self.model, self.calibration, self.held_out, self.step = model, calibration, held_out, step
-        self.journal = journal
+        self.journal, self.run, self.arguments = journal, run, tuple(arguments)
         self.statistics = Statistics()
         with torch.no_grad():
-            outputs = [[model(frame) for frame in clip] for clip in held_out]
+            outputs = [[(run or model)(frame) for frame in clip] for clip in held_out]
         predicted = [[predict(output) for output in clip] for clip in outputs]
         self.targets: dict[str, Any] = {
             "accuracy": predicted if labels is None else labels,
@@ -145,8 +150,9 @@ class Trials:
                 if target is not None:
                     own.update(prediction, target)
         self.float_accuracy = own.compute()
-        self.shape = tuple(held_out[0][0].shape)
-        self.base = measure_cost(model, self.shape, ResQConfig.parse("W8A8")).bops_per_frame
+        self.shape = tuple(image_of(held_out[0][0]).shape)
+        w8a8 = ResQConfig.parse("W8A8")
+        self.base = measure_cost(model, self.shape, w8a8, arguments=self.arguments).bops_per_frame
 
     @property
     def frames(self) -> int:
@@ -163,15 +169,19 @@ class Trials:
         return Verified(**{**record, "shares": shares})
 
     def _measure(self, config: ResQConfig) -> dict[str, Any]:
-        convert(self.model, config, example=self.held_out[0][0])
+        convert(self.model, config)
         try:
+            fold_batch_norms(self.model, self.held_out[0][0], self.run)
             calibrate(self.model, self.calibration, run=self._run, statistics=self.statistics)
             interval = config.interval if config.residual is not None else 1
             found = evaluate(
-                *(self.model, self.held_out, self.targets, self.metrics), predict=self._counted, interval=interval
+                *(self.model, self.held_out, self.targets, self.metrics),
+                predict=self._counted,
+                interval=interval,
+                run=self.run,
             )
             averages = found.amortized()
-            cost = measure_cost(self.model, self.shape, **averages)
+            cost = measure_cost(self.model, self.shape, arguments=self.arguments, **averages)
         finally:
             revert(self.model)
         accuracy = found.mean("accuracy")
@@ -186,9 +196,9 @@ class Trials:
             "shares": averages["shares"],
         }
 
-    def _run(self, frame: Tensor) -> Any:
+    def _run(self, frame: Any) -> Any:
         self.step()
-        return self.model(frame)
+        return (self.run or self.model)(frame)
 
     def _counted(self, output: Any) -> Any:
         self.step()

@@ -39,7 +39,7 @@ class Two(nn.Sequential):
 
 def seen_of(net: nn.Module, frames: list[Tensor], scores: int, **settings: Any) -> Any:
     values = {"criterion": "kl", "scores": scores, "positions": LARGE, "seed": 0, "step": lambda: None} | settings
-    return observe(net, residual_layers(net), [frames], **values)
+    return observe(net, residual_layers(net), [frames], run=net, **values)
 
 
 @pytest.mark.parametrize("reference", ["float", "quantized", "running"])

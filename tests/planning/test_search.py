@@ -302,3 +302,58 @@ def test_layers_that_share_an_input_get_the_same_precision_if_the_target_says_so
         different |= {shared for one, other in pairs if one != other}
         assert all(point.config.exclude == ("unused",) for point in result.front)
     assert different == {False}
+
+
+class Blend(nn.Module):
+    """Two inputs, or with one a state that is kept between frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.state: Tensor | None = None
+
+    def forward(self, frame: Tensor, before: Tensor | None = None) -> Tensor:
+        hidden = self.encode(frame).relu()
+        before = self.state if before is None else before
+        self.state = hidden
+        scores: Tensor = self.decode(hidden if before is None else hidden + 0.5 * before)
+        return scores
+
+
+def test_frames_may_be_whatever_runs_them(found: SearchResult) -> None:
+    net = network()
+    steps = [[{"image": frame} for frame in clip.unsqueeze(1)] for clip in film()]
+    again = search(net, steps, max_drop=3.0, run=lambda step: net(step["image"]), **COMMON)
+    assert again.front == found.front
+    assert again.plan == found.plan
+
+
+def test_a_state_is_a_part_of_the_frame() -> None:
+    net = seeded(Blend)
+    with torch.no_grad():
+        states = [torch.zeros(1, 8, 12, 16), *[net.encode(frame).relu() for frame in torch.cat(film())[:, None]]]
+    frames = list(torch.cat(film())[:, None])
+    steps = list(zip(frames, states, strict=False))
+    clips = [steps[start : start + 3] for start in range(0, 12, 3)]
+    result = search(net, clips, max_drop=5.0, run=lambda step: net(*step), **COMMON)
+    assert {layer.name for layer in result.plan.layers} == {"encode", "decode"}
+    verified = result.plan.point.verified
+    assert verified is not None
+    net.state = None
+    convert(net, result.plan.config)
+    run = lambda step: net(*step)  # noqa: E731
+    calibrate(net, clips[:3], run=run)
+    predict = lambda scores: scores.argmax(1)  # noqa: E731
+    targets = {"agreement": float_predictions(net, clips[3:], predict, run=run)}
+    interval = result.plan.config.interval if result.plan.config.residual else 1
+    measured = evaluate(net, clips[3:], targets, {"agreement": Agreement}, predict=predict, interval=interval, run=run)
+    assert measured.mean("agreement") == verified.agreement
+
+
+def test_a_state_that_is_kept_between_frames_is_told_and_so_are_frames_that_nothing_runs() -> None:
+    net = seeded(Blend)
+    with pytest.raises(ConfigError, match=r"depends on a state .* run=lambda step: model\(\*step\)"):
+        search(net, film(), max_drop=5.0, run=net, **COMMON)
+    clips = [[(frame, frame) for frame in clip.unsqueeze(1)] for clip in film()]
+    with pytest.raises(ConfigError, match=r"search takes frames .* or with run="):
+        search(network(), clips, max_drop=5.0, **COMMON)
