@@ -197,8 +197,8 @@ class ScheduleConfig:
     """When a frame is a keyframe, beside every `ResQConfig.interval` frames.
 
     Attributes:
-        kind: ``interval`` (paper: fixed T) or ``scene_change`` (also where the frame differs too much from the
-            keyframe).
+        kind: ``interval`` (paper: fixed T), ``scene_change`` (also where the frame differs too much from the
+            keyframe) or ``spread`` (one keyframe, then layers are refreshed in turn, each every T frames).
         threshold: relative change of the frame that starts a new interval; None takes what calibration found.
     """
 
@@ -206,7 +206,7 @@ class ScheduleConfig:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        _choice("schedule.kind", self.kind, ("interval", "scene_change"))
+        _choice("schedule.kind", self.kind, ("interval", "scene_change", "spread"))
         is_number = isinstance(self.threshold, (int, float))
         if self.threshold is not None and not (is_number and 0 < self.threshold < float("inf")):
             msg = (

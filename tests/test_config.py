@@ -51,7 +51,9 @@ CONFIGS = st.builds(
         recheck=st.integers(0, 9),
     ),
     schedule=st.builds(
-        ScheduleConfig, kind=st.sampled_from(["interval", "scene_change"]), threshold=st.none() | st.floats(1e-3, 10)
+        ScheduleConfig,
+        kind=st.sampled_from(["interval", "scene_change", "spread"]),
+        threshold=st.none() | st.floats(1e-3, 10),
     ),
     include=st.lists(PATTERNS, max_size=3),
     exclude=st.lists(PATTERNS, max_size=3),
@@ -295,7 +297,7 @@ def test_unknown_settings_list_precision_not_its_parts() -> None:
         ),
         (
             {"schedule": {"kind": "scene"}},
-            "schedule.kind='scene' is not allowed; write one of 'interval', 'scene_change'. "
+            "schedule.kind='scene' is not allowed; write one of 'interval', 'scene_change', 'spread'. "
             "Did you mean 'scene_change'?",
         ),
         (

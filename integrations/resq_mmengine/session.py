@@ -49,10 +49,10 @@ class VideoSession:
     def position(self) -> int | None:
         """Position t of the last batch: 0 at a keyframe, and where every frame is quantized on its own.
 
-        None where a frame with NaN was run outside the interval.
+        None where a frame with NaN was run outside the interval; t mod T where keyframes are spread.
         """
         position = self.video.position if self._last is not None else 0
-        return None if position < 0 else position
+        return None if position < 0 else self.video.schedule.phase(position)
 
     def measured(self, by_position: Mapping[str, tuple[float, ...]]) -> Evaluation:
         """Return metrics by position together with what all ranks counted."""

@@ -166,7 +166,7 @@ class Comparison:
         if not streams:
             return {}
         peak, state = (max(float(row[key]) for row in streams) for key in ("gbops_peak", "state_megabytes"))
-        return {"Peak": f"{peak:.4g} GBOPs, the keyframe", "Memory of a stream": f"{state:.4g} MB"}
+        return {"Peak": f"{peak:.4g} GBOPs, the dearest frame", "Memory of a stream": f"{state:.4g} MB"}
 
 
 def _arguments(config: ResQConfig) -> str:

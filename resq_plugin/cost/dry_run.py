@@ -7,7 +7,6 @@ operator has no meta kernel the run is repeated for real. Either way the model i
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resq_plugin.errors import ConfigError, ResQError
-from resq_plugin.method import cure_of, executing
+from resq_plugin.method import count_macs, cure_of, executing
 
 __all__ = ["COUNTED_LAYERS", "DryRun", "LayerCall", "UncountedOps", "dry_run"]
 
@@ -189,7 +188,7 @@ class _Recorder(TorchDispatchMode):
             if counted and not self._running[-2][1]:
                 x = args[0] if args else next(iter(kwargs.values()))
                 z = output if isinstance(output, Tensor) else output[0]
-                self.calls.append(LayerCall(name, module, _macs(module, x, z), x.numel(), z.numel()))
+                self.calls.append(LayerCall(name, module, count_macs(module, x, z), x.numel(), z.numel()))
             self._running.pop()
 
         return enter, leave
@@ -201,17 +200,6 @@ class _Recorder(TorchDispatchMode):
         if not inside_layer and not _is_bookkeeping(func):
             self.operators[name, func._schema.name.replace("::", ".")] += 1
         return func(*args, **(kwargs or {}))
-
-
-def _macs(layer: Any, x: Tensor, z: Tensor) -> int:
-    """Multiply-accumulates of one call.
-
-    A convolution (weight (C_out, C_in / groups, *k)) and a linear layer (weight (C_out, C_in)) take one per output
-    element and weight of its filter; a transposed convolution (weight (C_in, C_out / groups, *k)) spreads every
-    input element over the weights of its filter.
-    """
-    weights_per_filter: int = math.prod(layer.weight.shape[1:])
-    return (x if isinstance(layer, _TRANSPOSED) else z).numel() * weights_per_filter
 
 
 def _is_bookkeeping(func: Any) -> bool:

@@ -10,7 +10,9 @@ with weights of b_w bits and activations of b_a bits takes
 * Per frame means averaged over an interval of T frames: (keyframe + (T - 1) · residual) / T. A layer without residual
   precision takes its keyframe BOPs in every frame. Where content decides which frames are keyframes, nobody knows
   before: pass ``frames=video.frame_counts``, the K keyframes and R residual frames that ran, for
-  (K · keyframe + R · residual) / (K + R).
+  (K · keyframe + R · residual) / (K + R). Where keyframes are spread, every layer takes its keyframe BOPs once in T
+  frames, so averages are the same; the peak is that of the frame whose layers to refresh take most, once the video
+  has begun: its first frame is a whole keyframe.
 * A dynamic pool of activation bits takes M · b_w · Σ_b share(b) · b, from the share of pixels that got b bits.
   Without shares, max(pool) is used for all pixels: an upper bound. Choosing (Eq. 9-11) costs extra: for every input
   element and every quantizer of the pool one multiply-accumulate (subtract, square, accumulate) at b_max × b_max bits,
@@ -38,7 +40,7 @@ from resq_plugin.config import Precision, ResQConfig
 from resq_plugin.cost.dry_run import COUNTED_LAYERS, LayerCall, dry_run
 from resq_plugin.cost.result import Cost, LayerCost
 from resq_plugin.errors import ConfigError, nearest
-from resq_plugin.method import FrameCounts, ResidualLayer
+from resq_plugin.method import FrameCounts, ResidualLayer, refresh_groups
 
 __all__ = ["FLOAT_BITS", "measure_cost"]
 
@@ -96,18 +98,27 @@ def measure_cost(
         if name not in names:
             msg = f"shares name layer {name!r}, which does not run in this model.{nearest(name, names)}"
             raise ConfigError(msg)
-    rows = tuple(
-        _averaged(_layer_cost(settings, group, shares), settings.interval, frames) for settings, group in groups
-    )
-    is_upper_bound = any(settings.is_dynamic and settings.name not in shares for settings, _ in groups)
     own = _config(model, config)
+    schedule = "interval" if own is None else own.schedule.kind
+    costs = [_layer_cost(settings, group, shares) for settings, group in groups]
+    rows = tuple(
+        _averaged(cost, settings.interval, frames, is_spread=schedule == "spread" and settings.residual is not None)
+        for cost, (settings, _) in zip(costs, groups, strict=True)
+    )
+    work = {
+        settings.name: int(cost.bops_keyframe)
+        for cost, (settings, _) in zip(costs, groups, strict=True)
+        if settings.residual is not None
+    }
+    is_upper_bound = any(settings.is_dynamic and settings.name not in shares for settings, _ in groups)
     return Cost(
         layers=rows,
         interval=1 if own is None else own.interval,
         uncounted=run.uncounted,
         is_upper_bound=is_upper_bound and (frames is None or frames.residual > 0),
         frames=frames,
-        is_without_scene_changes=frames is None and own is not None and own.schedule.kind != "interval",
+        is_without_scene_changes=frames is None and schedule == "scene_change",
+        groups=refresh_groups(work, own.interval) if own is not None and schedule == "spread" else {},
     )
 
 
@@ -190,17 +201,18 @@ def _layer_cost(
     )
 
 
-def _averaged(cost: LayerCost, interval: int, frames: FrameCounts | None) -> LayerCost:
+def _averaged(cost: LayerCost, interval: int, frames: FrameCounts | None, *, is_spread: bool) -> LayerCost:
     """Average over whole intervals, or over the frames that ran; what did not run is not known."""
+    mean = cost.bops_keyframe
+    if cost.bops_keyframe != cost.bops_residual:
+        mean = (cost.bops_keyframe + (interval - 1) * cost.bops_residual) / interval
     if frames is None:
-        if cost.bops_keyframe == cost.bops_residual:
-            return replace(cost, bops_per_frame=cost.bops_keyframe)
-        return replace(cost, bops_per_frame=(cost.bops_keyframe + (interval - 1) * cost.bops_residual) / interval)
-    bops = (frames.keyframes * cost.bops_keyframe + frames.residual * cost.bops_residual) / frames.total
+        return replace(cost, bops_per_frame=mean)
+    other = mean if is_spread else cost.bops_residual
     return replace(
         cost,
-        bops_per_frame=bops,
-        bops_keyframe=cost.bops_keyframe if frames.keyframes else math.nan,
+        bops_per_frame=(frames.keyframes * cost.bops_keyframe + frames.residual * other) / frames.total,
+        bops_keyframe=cost.bops_keyframe if frames.keyframes or is_spread else math.nan,
         bops_residual=cost.bops_residual if frames.residual else math.nan,
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from resq_plugin.cost.dry_run import UncountedOps
 from resq_plugin.errors import ConfigError
@@ -54,6 +54,7 @@ class Cost:
         is_upper_bound: whether a dynamic layer was counted with the highest bit width of its pool.
         frames: the frames that ran, over which averages are; None for whole intervals of T frames.
         is_without_scene_changes: whether scene changes start intervals, too, and nobody counted the frames.
+        groups: where keyframes are spread, which layers are refreshed in one frame: number of the group by layer.
     """
 
     layers: tuple[LayerCost, ...]
@@ -62,6 +63,7 @@ class Cost:
     is_upper_bound: bool
     frames: FrameCounts | None = None
     is_without_scene_changes: bool = False
+    groups: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         from resq_plugin.cost.table import cost_table, uncounted_summary  # noqa: PLC0415  # which needs this
@@ -93,9 +95,22 @@ class Cost:
 
     @property
     def peak_bops(self) -> float:
-        """BOPs of the most expensive frame of the interval, which the hardware must keep up with."""
+        """BOPs of the most expensive frame of the interval, which the hardware must keep up with.
+
+        Where keyframes are spread, that is the frame whose layers to refresh take most; the first frame of a video,
+        a whole keyframe, is one of its own: `bops_keyframe`.
+        """
+        if self.groups and (self.frames is None or self.frames.residual):
+            return max(self._bops_of(group) for group in set(self.groups.values()))
         kinds = (self.bops_keyframe, self.bops_residual) if self.interval > 1 else (self.bops_keyframe,)
         return max((bops for bops in kinds if not math.isnan(bops)), default=math.nan)
+
+    def _bops_of(self, group: int) -> float:
+        """BOPs of a frame that refreshes a group."""
+        return sum(
+            layer.bops_keyframe if self.groups.get(layer.name) == group else layer.bops_residual
+            for layer in self.layers
+        )
 
     @property
     def policy_bops(self) -> int:

@@ -63,7 +63,8 @@ def evaluate(
 
     A video is split into sequences of T frames whose first is the keyframe. With ``every_position`` it is run once
     for each of the T ways to split it, so that every labelled frame is seen at every position t <= T (§5.2); needed
-    when few frames are labelled. Where content decides which frames are keyframes there is one way only. Frames with
+    when few frames are labelled. Where content decides which frames are keyframes, or keyframes are spread, there is
+    one way only; distances of the latter are t mod T, so that each stands for other layers refreshed. Frames with
     NaN, which ``on_change='keyframe'`` runs outside intervals, are at no position and not measured.
 
     Args:
@@ -108,11 +109,12 @@ def evaluate(
                     if video.position < 0 or time < first:
                         continue
                     prediction = predict(output)
-                    for name, metric in tables[video.position].items():
+                    phase = video.schedule.phase(video.position)
+                    for name, metric in tables[phase].items():
                         target = targets[name][index][time]
                         if target is not None:
                             metric.update(prediction, target)
-                            seen.add((video.position, name))
+                            seen.add((phase, name))
         by_distance = {
             name: tuple(
                 table[name].compute() if (distance, name) in seen else math.nan

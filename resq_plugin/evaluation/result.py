@@ -22,15 +22,15 @@ class Evaluation:
     """What `evaluate` measured.
 
     With a fixed T every interval holds each distance once, so that is how accuracy and cost average, whatever frames
-    were run to see labelled ones at every distance (§5). Where content decides which frames are keyframes, both
-    average over the frames that ran.
+    were run to see labelled ones at every distance (§5). Where content decides which frames are keyframes, or they are
+    spread, both average over the frames that ran.
 
     Attributes:
         by_distance: metric name to its value at distance 0 (keyframes), 1, ..., T - 1 frames; NaN where no frame had
             a target.
         pixels_by_distance: at distance 1, ..., T - 1, per layer the pixels that got each bit width of a dynamic pool.
         frame_counts: frames that ran.
-        is_fixed: whether every T-th frame is a keyframe, and no other.
+        is_fixed: whether every T-th frame is a keyframe, and no other; else distances of spread ones are t mod T.
     """
 
     by_distance: Mapping[str, tuple[float, ...]]
@@ -77,7 +77,7 @@ class Evaluation:
             ConfigError: the intervals of this one have no fixed length.
         """
         if not self.is_fixed:
-            msg = f"intervals start where content says so; evaluate(..., interval={interval}) measures another T."
+            msg = f"intervals have no fixed length; evaluate(..., interval={interval}) measures another T."
             raise ConfigError(msg)
         by_distance = {metric: values[:interval] for metric, values in self.by_distance.items()}
         counts = FrameCounts(self.frame_counts.by_distance[:interval])

@@ -85,6 +85,12 @@ def export_model(
         warn_of_dead_weights(numbers)
     plan = plan_caches(model, clip[0], numbers, config.reference) if is_stream else CachePlan((), {}, {})
     schedule = make_schedule(model, config)
+    if schedule.is_spread:
+        msg = (
+            "schedule.kind='spread' is not exported: it refreshes other layers in every frame, and the two graphs run "
+            "the keyframe path of all layers or of none. Convert with schedule=dict(kind='interval')."
+        )
+        raise ExportError(msg)
     traces = {"keyframe": trace_keyframe} | ({"residual": trace_residual} if plan.caches else {})
     caches = {cache.name: cache for cache in plan.caches}
     extra: dict[nn.Module, Grid] = getattr(find_backend(config.backend), "export_quantizers", lambda _: {})(model)

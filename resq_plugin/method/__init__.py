@@ -29,6 +29,7 @@ from resq_plugin.method.quantizer import (
     weight_range,
     weight_scale,
 )
+from resq_plugin.method.refresh import count_macs, refresh_groups
 from resq_plugin.method.schedule import make_schedule, relative_change, scene_threshold, set_scene_threshold
 from resq_plugin.method.stream_state import LayerCache, StreamState
 from resq_plugin.method.told import is_news
@@ -60,6 +61,7 @@ __all__ = [
     "Workspace",
     "choose",
     "compare_numbers",
+    "count_macs",
     "cure_of",
     "dense_execution",
     "error_map",
@@ -78,6 +80,7 @@ __all__ = [
     "mix",
     "numbers_are_settled",
     "quantize_to_integers",
+    "refresh_groups",
     "relative_change",
     "residual_layers",
     "scale_from_range",

@@ -1,4 +1,4 @@
-"""When a frame is a keyframe: every T frames (the paper), and also on a scene change."""
+"""When a frame is a keyframe: every T frames (the paper), also on a scene change, or the first one only."""
 
 from __future__ import annotations
 
@@ -39,22 +39,32 @@ class Schedule:
     Attributes:
         interval: T, the longest interval in frames.
         scene_threshold: relative change that starts a new one earlier; None for a fixed T.
+        is_spread: whether keyframes are spread over T frames, so that intervals have no end; see `Refresh`.
     """
 
     interval: int
     scene_threshold: float | None = None
+    is_spread: bool = False
 
     @property
     def is_fixed(self) -> bool:
         """Whether every T-th frame is a keyframe, and no other."""
-        return self.scene_threshold is None
+        return self.scene_threshold is None and not self.is_spread
+
+    def phase(self, position: int) -> int:
+        """Position t within T frames, 0 to T - 1."""
+        return position % self.interval
+
+    def is_over(self, position: int) -> bool:
+        """Whether the frame that would get this position starts a new interval, whatever it shows."""
+        return position >= self.interval and not self.is_spread
 
     def is_keyframe(self, position: int, frame: Tensor, keyframe: Tensor) -> bool:
         """Whether the frame (N, C, H, W) that would get this position starts a new interval.
 
         Of several videos in step, one that changes its scene takes all of them along.
         """
-        if position >= self.interval:
+        if self.is_over(position):
             return True
         if self.scene_threshold is None:
             return False
@@ -75,6 +85,8 @@ def make_schedule(model: nn.Module, config: ResQConfig, interval: int | None = N
         raise ConfigError(msg)
     if config.schedule.kind == "interval":
         return Schedule(interval)
+    if config.schedule.kind == "spread":
+        return Schedule(interval, is_spread=True)
     threshold = config.schedule.threshold
     if threshold is None:
         found = [scene_threshold(module) for module in model.modules()]

@@ -31,6 +31,7 @@ class Snapshot:
         numbers: checksum of weights and ranges.
         order: layers in the order of the keyframe's calls.
         caches: by layer and call.
+        work: of every layer, where the schedule is spread; see `Refresh`.
     """
 
     position: int
@@ -42,6 +43,7 @@ class Snapshot:
     numbers: Any
     order: tuple[str, ...]
     caches: Mapping[Any, LayerCache]
+    work: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with copies of every tensor."""
@@ -55,6 +57,7 @@ class Snapshot:
             "numbers": self.numbers,
             "order": list(self.order),
             "caches": {key: (cache.x.clone(), cache.z.clone()) for key, cache in self.caches.items()},
+            "work": dict(self.work),
         }
 
     @classmethod
@@ -76,6 +79,7 @@ class Snapshot:
                 numbers=state["numbers"],
                 order=tuple(state["order"]),
                 caches={key: LayerCache(x.clone(), z.clone()) for key, (x, z) in state["caches"].items()},
+                work=dict(state["work"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             msg = f"this is no state of a stream ({error!r}); pass what video.get_state() returned."

@@ -17,6 +17,7 @@ from resq_plugin.method.layers import LayerSettings, ResidualLayer
 from resq_plugin.method.outside import is_running
 from resq_plugin.method.paths import keyframe_path, residual_path
 from resq_plugin.method.recompute import LoggedExecutor
+from resq_plugin.method.refresh import Refresh
 from resq_plugin.method.repeated_calls import RepeatedCalls
 from resq_plugin.method.workspace import Workspace
 
@@ -48,6 +49,7 @@ class StreamState(CountingExecutor, LoggedExecutor):
     Attributes:
         order: layers with a residual path in the order in which this frame called them.
         keyframe_order: those of the last keyframe.
+        refresh: which layers run their keyframe path in other frames than keyframes, where the schedule is spread.
     """
 
     def __init__(self, *, keep_graph: bool = False) -> None:
@@ -62,6 +64,7 @@ class StreamState(CountingExecutor, LoggedExecutor):
         self.workspace = Workspace()
         self.order: list[str] = []
         self.keyframe_order: tuple[str, ...] = ()
+        self.refresh: Refresh | None = None
         self._repeated = RepeatedCalls()
         self._holder: FrameType | None = None
 
@@ -79,6 +82,8 @@ class StreamState(CountingExecutor, LoggedExecutor):
         self._repeated.clear()
         if self.is_keyframe:
             self.caches.clear()
+            if self.refresh is not None:
+                self.refresh.set_work({})
 
     def end_frame(self, layers: Mapping[str, ResidualLayer], elsewhere: Mapping[int, LayerSettings]) -> None:
         """Compare what was called with the keyframe.
@@ -150,6 +155,9 @@ class StreamState(CountingExecutor, LoggedExecutor):
                 "video.start_interval() before such a frame."
             )
             raise self._changed(msg)
+        if self._distance(name) == 0:
+            self.log(name)
+            return self._keyframe(layer, call, x, options)
         self.log(name, (cache.x, cache.z))
         if (name, 1) in self.caches:
             self._repeated.add(name, x, cache.x)
@@ -160,6 +168,8 @@ class StreamState(CountingExecutor, LoggedExecutor):
         # x̂_k is the stream's own already.
         reference = self._own(x) if x_hat is None else self._kept(x_hat)
         self.caches[call] = LayerCache(reference, self._own(z))
+        if self.is_keyframe and self.refresh is not None:
+            self.refresh.add(layer, x, z)
         return z
 
     def _residual(
@@ -174,6 +184,10 @@ class StreamState(CountingExecutor, LoggedExecutor):
             cache.z = self._own(z)
         return z
 
+    def _distance(self, name: str) -> int:
+        """Frames since a layer took its references."""
+        return self.position if self.refresh is None else self.refresh.distance(name, self.position)
+
     def _kept(self, tensor: Tensor) -> Tensor:
         return tensor if self.keep_graph else tensor.detach()
 
@@ -184,7 +198,7 @@ class StreamState(CountingExecutor, LoggedExecutor):
         residual = layer.settings.residual
         pool = residual.pool if residual is not None else ()
         counts = torch.bincount(choice.flatten(), minlength=len(pool))
-        key = min(self.position, FARTHEST), name
+        key = min(self._distance(name), FARTHEST), name
         self.counts[key] = self.counts[key] + counts if key in self.counts else counts
         if self.choices is not None:
             bits = torch.tensor(pool, dtype=torch.uint8, device=choice.device)

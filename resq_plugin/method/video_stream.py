@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
@@ -24,6 +25,7 @@ from resq_plugin.method.kept_numbers import settled_numbers
 from resq_plugin.method.layers import executing, frame_by_frame, residual_layers
 from resq_plugin.method.outside import generator_that_holds, remembering_nodes, watching_threads
 from resq_plugin.method.recompute import following_checkpoints
+from resq_plugin.method.refresh import Refresh
 from resq_plugin.method.schedule import Schedule, make_schedule
 from resq_plugin.method.snapshot import Snapshot, precisions_of
 from resq_plugin.method.stream_state import FARTHEST, StreamState, describe
@@ -59,7 +61,8 @@ class Stream:
         self.position = -1
         self.is_keyframe = False
         self._state = StreamState()
-        self._frames: dict[int, int] = {}
+        self._state.refresh = Refresh(self.schedule.interval) if self.schedule.is_spread else None
+        self._frames: Counter[int] = Counter()
         self._conditions = Conditions(model, self.layers)
         self._nodes_of = WeakSet(self.layers.values())
         self._keep_graph = keep_graph
@@ -146,7 +149,7 @@ class Stream:
                     self._conditions.remember(image.device)
             self._demanded = False
             self.position, self.is_keyframe = position, position == 0
-            self._count(position, len(image) if image.dim() else 1)
+            self._frames[min(position, FARTHEST)] += len(image) if image.dim() else 1
             if self.is_keyframe:
                 self._keyframe_input = image.detach().clone()
         finally:
@@ -167,13 +170,9 @@ class Stream:
             except BaseException:
                 state.counts = counts
                 # Caches that a failed frame may have half written are worth nothing; others stay.
-                if position == 0 or self.config.reference == "running":
+                if position == 0 or self.schedule.is_spread or self.config.reference == "running":
                     self.start_interval()
                 raise
-
-    def _count(self, position: int, frames: int) -> None:
-        position = min(position, FARTHEST)
-        self._frames[position] = self._frames.get(position, 0) + frames
 
     def clip(self, frames: Tensor) -> Tensor:
         """Run frames (N, T, C, H, W) one by one and return the outputs (N, T, ...). The model must return a tensor."""
@@ -192,15 +191,13 @@ class Stream:
 
     def _starts_interval(self, frame: Tensor) -> bool:
         reference = self._keyframe_input
-        if self._demanded or reference is None or self.position + 1 >= self.schedule.interval:
+        if self._demanded or reference is None or self.schedule.is_over(self.position + 1):
             return True
         if change := self._conditions.change(frame.device):
             logger.info("%s; a new interval starts.", change)
             return True
-        found, expected = (
-            (frame.shape, frame.dtype, frame.device),
-            (reference.shape, reference.dtype, reference.device),
-        )
+        found = frame.shape, frame.dtype, frame.device
+        expected = reference.shape, reference.dtype, reference.device
         if found != expected:
             msg = f"the frame changed to {describe(found)} from {describe(expected)} inside an interval"
             if self.config.on_change == "raise":
@@ -280,6 +277,7 @@ class Stream:
             numbers=self._conditions.numbers.checksum(),
             order=self._state.keyframe_order,
             caches=self._state.caches,
+            work={} if self._state.refresh is None else self._state.refresh.work,
         ).to_dict()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -294,6 +292,8 @@ class Stream:
         self.position, self.is_keyframe, self._demanded = found.position, found.is_keyframe, found.demanded
         self._keyframe_input = found.keyframe_input
         self._state.caches, self._state.keyframe_order = dict(found.caches), found.order
+        if self._state.refresh is not None:
+            self._state.refresh.set_work(found.work)
         if self._keyframe_input is not None:
             self._conditions.remember(self._keyframe_input.device)
 

@@ -82,7 +82,7 @@ def test_content_splits_a_video_in_one_way_only() -> None:
     found = measured(model, [frames], every_position=True)
     assert found.frame_counts == FrameCounts((3, 2, 2))
     assert not found.is_fixed
-    with pytest.raises(ConfigError, match=r"start where content says so; evaluate\(\.\.\., interval=2\)"):
+    with pytest.raises(ConfigError, match=r"intervals have no fixed length; evaluate\(\.\.\., interval=2\)"):
         found.until(2)
     with torch.no_grad(), stream(model) as player:
         for frame in frames:
