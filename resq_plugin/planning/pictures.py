@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from resq_plugin.planning.plan import LayerPlan, Point
 from resq_plugin.planning.target import Choice
@@ -15,9 +16,19 @@ BITS = ("#d9dde4", "#b8d4ea", "#7fb2d9", "#3f86bd", "#1b4f8a", "#0d2c54")
 """Light for few bits."""
 ROW = 0.17
 """Height of a layer in inches."""
+NAME = 24
+"""Longest name of a layer on a phone."""
 
 
-def draw_front(front: Sequence[Point], chosen: Point | None, metric: str, float_accuracy: float, path: Path) -> Path:
+def draw_front(
+    front: Sequence[Point],
+    chosen: Point | None,
+    metric: str,
+    float_accuracy: float,
+    path: Path,
+    *,
+    look: Look | None = None,
+) -> Path:
     """Draw accuracy on the held-out frames and predicted divergence over bit operations.
 
     Args:
@@ -26,15 +37,17 @@ def draw_front(front: Sequence[Point], chosen: Point | None, metric: str, float_
         metric: name of the accuracy.
         float_accuracy: of the float model.
         path: the .png or .svg to write.
+        look: of the page it is for.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         ReportError: the file cannot be written.
     """
-    colours = colours_of(Look())
+    look = look or Look()
+    colours = colours_of(look)
     known = sorted((p.verified.relative, p.verified.accuracy) for p in front if p.verified is not None)
-    with figure(path, 8.4, 3.6) as drawing:
-        left, right = drawing.subplots(1, 2)
+    with figure(path, *((4.1, 6.2) if look.narrow else (8.4, 3.6)), look) as drawing:
+        left, right = drawing.subplots(*((2, 1) if look.narrow else (1, 2)))
         left.axhline(float_accuracy, color=colours["float"], linestyle=(0, (6, 3)), linewidth=1.2, label="float")
         left.plot(
             *zip(*[(100 * x, y) for x, y in known], strict=True), "o", color=colours["dynamic"], label="measured"
@@ -57,20 +70,23 @@ def draw_front(front: Sequence[Point], chosen: Point | None, metric: str, float_
     return path
 
 
-def draw_layers(layers: Sequence[LayerPlan], path: Path) -> Path:
+def draw_layers(layers: Sequence[LayerPlan], path: Path, *, look: Look | None = None) -> Path:
     """Draw bits per layer, and its part of the bit operations and of the error.
 
     Args:
         layers: of a plan, in the order of their calls.
         path: the .png or .svg to write.
+        look: of the page it is for; a phone's leaves out the parts and shortens names from the left.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         ReportError: the file cannot be written.
     """
-    names = [layer.name for layer in layers]
-    with figure(path, 9.6, 1.2 + ROW * len(layers)) as drawing:
-        bits, parts = drawing.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    look = look or Look()
+    names = [_short(layer.name) if look.narrow else layer.name for layer in layers]
+    with figure(path, 4.1 if look.narrow else 9.6, 1.2 + ROW * len(layers), look) as drawing:
+        panels = [drawing.subplots()] if look.narrow else drawing.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        bits = panels[0]
         cells = [_cells(layer.choice) for layer in layers]
         widths = sorted({value for row in cells for value in row[:3]})
         colour = {
@@ -82,20 +98,29 @@ def draw_layers(layers: Sequence[LayerPlan], path: Path) -> Path:
             for x, shown in enumerate((str(keyframe), str(weight), text)):
                 dark = widths.index((keyframe, weight, activation)[x]) > len(widths) / 2
                 bits.text(x + 0.47, y, shown, ha="center", va="center", fontsize=6, color="white" if dark else "black")
-        bits.set_xticks([0.47, 1.47, 2.47], ["keyframe", "residual weights", "residual activations"])
+        titles = ("keyframe", "residual weights", "residual activations")
+        bits.set_xticks([0.47, 1.47, 2.47], [text.replace(" ", "\n") if look.narrow else text for text in titles])
         bits.set_yticks(range(len(names)), names, fontsize=6)
         bits.invert_yaxis()
         bits.grid(visible=False)
         bits.set(title="Bits", xlim=(0, 3))
-        places = list(range(len(layers)))
-        colours = colours_of(Look())
-        parts.barh([y - 0.2 for y in places], [100 * layer.bops_share for layer in layers], 0.4, color=colours["resq"])
-        parts.barh(
-            [y + 0.2 for y in places], [100 * layer.error_share for layer in layers], 0.4, color=colours["frame"]
-        )
-        parts.set(title="Part of the plan, %")
-        parts.legend(["bit operations", "error"], loc="lower right")
+        for parts in panels[1:]:
+            _draw_parts(parts, layers, look)
     return path
+
+
+def _draw_parts(parts: Any, layers: Sequence[LayerPlan], look: Look) -> None:
+    """Draw each layer's part of the bit operations and of the error."""
+    places, colours = list(range(len(layers))), colours_of(look)
+    parts.barh([y - 0.2 for y in places], [100 * layer.bops_share for layer in layers], 0.4, color=colours["resq"])
+    parts.barh([y + 0.2 for y in places], [100 * layer.error_share for layer in layers], 0.4, color=colours["frame"])
+    parts.set(title="Part of the plan, %")
+    parts.legend(["bit operations", "error"], loc="lower right")
+
+
+def _short(name: str) -> str:
+    """The end of a long name."""
+    return name if len(name) <= NAME else f"…{name[1 - NAME :]}"
 
 
 def _cells(choice: Choice) -> tuple[int, int, int, str]:

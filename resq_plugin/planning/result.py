@@ -16,6 +16,7 @@ from rich.table import Table
 
 from resq_plugin.errors import ConfigError
 from resq_plugin.files import write_text
+from resq_plugin.planning.page import write_page
 from resq_plugin.planning.pictures import draw_front, draw_layers
 from resq_plugin.planning.plan import Plan, Point
 
@@ -169,6 +170,27 @@ class SearchResult:
         if chosen is None:
             return (drawn,)
         return drawn, draw_layers(self.planned(chosen).layers, folder / "plan.png")
+
+    def report(self, folder: str | Path, *, title: str = "The fewest bits") -> Path:
+        """Write ``report.html``: the sentence, the plans that were measured, the front, and the plan per layer.
+
+        Raises:
+            MissingExtraError: matplotlib or jinja2 is not installed.
+            ReportError: the file cannot be written.
+        """
+        chosen = self.goal.best(self.front)
+        return write_page(
+            Path(folder) / "report.html",
+            self.front,
+            chosen,
+            () if chosen is None else self.planned(chosen).layers,
+            title=title,
+            summary=self.finding,
+            asked=str(self.goal),
+            metric=self.metric,
+            float_accuracy=self.float_accuracy,
+            notes=self.notes,
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """The front as plain values."""

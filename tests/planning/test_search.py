@@ -357,3 +357,27 @@ def test_a_state_that_is_kept_between_frames_is_told_and_so_are_frames_that_noth
     clips = [[(frame, frame) for frame in clip.unsqueeze(1)] for clip in film()]
     with pytest.raises(ConfigError, match=r"search takes frames .* or with run="):
         search(network(), clips, max_drop=5.0, **COMMON)
+
+
+def test_the_page_has_the_sentence_the_measured_plans_the_front_and_the_plan(
+    found: SearchResult, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    page = found.report(tmp_path, title="My net").read_text(encoding="utf-8")
+    assert "<h1>My net</h1>" in page
+    assert found.finding in page
+    assert page.count("<picture>") == 2
+    assert page.count('class="first"') >= 2
+    measured = [point for point in found.front if point.verified is not None]
+    table = page.partition("<tbody>")[2].partition("</tbody>")[0]
+    assert table.count("<tr") == 1 + len(measured)
+    for point in measured:
+        assert f"{100 - 100 * point.verified.relative:.1f}" in table  # type: ignore[union-attr]
+    for layer in found.plan.layers:
+        assert f"<td>{layer.name}</td><td>{str(layer.choice).replace('->', '→')}</td>" in page
+    assert "max_drop=3" in page
+    none = search(network(), film(), max_drop=0.0, max_gbops=1e-9, **COMMON)
+    page = none.report(tmp_path).read_text(encoding="utf-8")
+    assert "no plan does what was asked" in page
+    assert page.count("<picture>") == 1

@@ -14,9 +14,10 @@ import torch
 pytest.importorskip("matplotlib")
 pytest.importorskip("av")
 
-from resq_plugin import compare
+from resq_plugin import Target, compare, search
 from resq_plugin.comparison import Comparison
 from resq_plugin.demo import SceneConfig, generate_clip, load_demo_net
+from resq_plugin.planning import SearchResult
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -59,9 +60,8 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
         return compare(load_demo_net(), clip, settings, folder=folder, progress=False)
 
 
-def look_at(comparison: Comparison, folder: Path, width: int, *, dark: bool) -> dict[str, Any]:
-    """Open the page in Chromium and return what the probe finds; in a frame, as windows are 500 wide at least."""
-    page = comparison.report(folder / "report.html", title=f"ResQ on {LONG}")
+def look_at(page: Path, folder: Path, width: int, *, dark: bool) -> dict[str, Any]:
+    """Open a page in Chromium and return what the probe finds; in a frame, as windows are 500 wide at least."""
     probed = folder / "probed.html"
     probed.write_text(page.read_text(encoding="utf-8").replace("</head>", PROBE + "</head>"), encoding="utf-8")
     frame = folder / "frame.html"
@@ -82,15 +82,43 @@ def look_at(comparison: Comparison, folder: Path, width: int, *, dark: bool) -> 
     return found
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1200])
-def test_nothing_hangs_over_and_nothing_fails(comparison: Comparison, tmp_path: Path, width: int, dark: bool) -> None:
-    found = look_at(comparison, tmp_path, width, dark=dark)
+def assert_whole(found: dict[str, Any], width: int) -> None:
     assert found["width"] == width
     assert not found["over"]
     assert found["scroll"] <= width
     assert not found["broken"]
     assert not found["faults"]
+
+
+@pytest.fixture(scope="module")
+def searched() -> SearchResult:
+    clips = list(generate_clip(SceneConfig(height=48, width=64, seed=7), 9)[0].split(3))
+    target = Target(
+        weight_bits=(4, 8), activation_bits=(4, 8), thresholds=(0.1,), intervals=(3,), references=("running",)
+    )
+    small = {"samples": 4, "positions": 256, "candidates": 10, "recheck": 0}
+    with torch.random.fork_rng(devices=[]):
+        return search(
+            *(load_demo_net(), clips), max_drop=10.0, target=target, points=3, progress=False, calibration=small
+        )
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_of_a_search_hangs_over(searched: SearchResult, tmp_path: Path, width: int, dark: bool) -> None:
+    page = searched.report(tmp_path, title=f"The fewest bits for a net on {LONG}")
+    found = look_at(page, tmp_path, width, dark=dark)
+    assert_whole(found, width)
+    assert len(set(found["source"])) == 2  # the front and the plan
+    assert "Saved %" in found["seen"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_hangs_over_and_nothing_fails(comparison: Comparison, tmp_path: Path, width: int, dark: bool) -> None:
+    page = comparison.report(tmp_path / "report.html", title=f"ResQ on {LONG}")
+    found = look_at(page, tmp_path, width, dark=dark)
+    assert_whole(found, width)
     assert found["film"][0] > 0
     assert "Agreement" in found["seen"]
     assert "Saved %" in found["seen"]
