@@ -107,7 +107,10 @@ def _run(args: argparse.Namespace, console: Console) -> int:
             bar.remove_task(task)
     _show(rows, args, console)
     if args.work_dir and "resq" in args.schemes:
-        console.print(f"Logs and the calibrated checkpoint are in {args.work_dir}", highlight=False, soft_wrap=True)
+        what = "Logs, the plan" if config.resq.get("search") else "Logs"
+        console.print(f"{what} and the calibrated checkpoint are in {args.work_dir}", highlight=False, soft_wrap=True)
+    elif config.resq.get("search") and "resq" in args.schemes:
+        console.print("The plan is not kept; --work-dir DIR keeps it.", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -182,7 +185,7 @@ def prepare_config(
     settings |= {} if precision is None else {"precision": precision}
     settings |= {} if interval is None else {"interval": interval}
     if precision is not None:
-        settings = {key: value for key, value in settings.items() if key not in ("keyframe", "residual")}
+        settings = {key: value for key, value in settings.items() if key not in ("keyframe", "residual", "search")}
     loader = dict(config.test_dataloader)
     if loader.get("sampler", {}).get("type") == "DefaultSampler":
         loader["sampler"] = SAMPLER
@@ -230,7 +233,7 @@ def evaluate_config(
         raise ConfigError(msg)
     if scheme != "resq":
         notation = "W32A32" if scheme == "float" else str(settings.config.keyframe)
-        values = {key: value for key, value in config.resq.items() if key not in ("keyframe", "residual")}
+        values = {k: v for k, v in config.resq.items() if k not in ("keyframe", "residual", "search")}
         config.resq = None if scheme == "float" else {**values, "precision": notation}
         if scheme == "float":
             config.test_evaluator = [e for e in config.test_evaluator if e["type"] not in AGREEMENT.values()]
@@ -248,9 +251,10 @@ def evaluate_config(
     shape = frame_shape(runner.model, runner.test_dataloader)
     hook = next(hook for hook in runner.hooks if isinstance(hook, ResQHook))
     name = _accuracy_name(metrics)
-    chosen = {"float": None, "frame": settings.config.replace(residual=None), "resq": settings.config}[scheme]
+    ran = settings if hook.settings is None else hook.settings  # with the plan, where one was found
+    chosen = {"float": None, "frame": settings.config.replace(residual=None), "resq": ran.config}[scheme]
     base = measure_cost(model, shape, ResQConfig.parse("W8A8")).bops_per_frame
-    found = _evaluation(metrics, hook.evaluation, name, 1 if scheme != "resq" else settings.config.interval)
+    found = _evaluation(metrics, hook.evaluation, name, 1 if scheme != "resq" else ran.config.interval)
     row = row_of(Setting(chosen), found, hook.cost or measure_cost(model, shape), base, name)
     return {**row, "accuracy_by_position": row["by_distance"]}
 

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -23,6 +24,7 @@ from resq_mmengine.agreement import FloatAgreement
 from resq_mmengine.calibration import calibrate_from_settings, is_calibrated
 from resq_mmengine.flat_state import flatten_states
 from resq_mmengine.loading import fit_checkpoint
+from resq_mmengine.plan_search import search_from_settings
 from resq_mmengine.refusals import check_dataloader, check_model
 from resq_mmengine.registry import HOOKS
 from resq_mmengine.safe_load import store_histories_as_numbers
@@ -70,6 +72,8 @@ class ResQHook(Hook):
 
     Put it into ``default_hooks`` with ``priority='VERY_HIGH'``, so that it comes before an ``EMAHook``, and the
     settings into the config's top-level ``resq = dict(...)``, see `read_settings`; ``resq = None`` switches it off.
+    With ``resq = dict(search=dict(max_drop=0.5), ...)`` it first finds a plan on the calibration clips, leaves it in
+    the work directory and runs it; a second run finds it there.
 
     After a test or validation, ``metrics`` hold every metric averaged over the positions of the interval, the metric
     at position t as ``<metric>_t<t>``, and ``resq/gbops_per_frame``, ``resq/gbops_keyframe``,
@@ -105,9 +109,8 @@ class ResQHook(Hook):
         self.settings = self._read(runner, model)
         if self.settings is None:
             return
-        config = self.settings.config
-        if not isinstance(model, ResQModel):
-            self._convert(model, config)
+        if not isinstance(model, ResQModel) and self.settings.search is None:
+            self._convert(model, self.settings.config)
         for loop, name in ((runner._val_loop, "val_dataloader"), (runner._test_loop, "test_dataloader")):
             if isinstance(loop, BaseLoop):
                 self._prepare(model, loop, name)
@@ -194,6 +197,10 @@ class ResQHook(Hook):
         saved = checkpoint.get("meta", {}).get("resq")
         if self.settings is None or saved is None:
             return
+        if self.settings.search is not None:
+            own = _unwrap(runner.model).state_dict().keys()
+            checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in own}
+            return
         found, wanted = ResQConfig.from_dict(saved), self.settings.config
         differing = range_disagreement(found, wanted, residual_layers(_unwrap(runner.model)))
         if differing is None:
@@ -233,6 +240,29 @@ class ResQHook(Hook):
             return
         if (runner.iter + 1) % self.scalars_every == 0 and is_main_process():
             runner.visualizer.add_scalars(model.scalars(), step=runner.iter + 1)
+
+    def before_val(self, runner: Any) -> None:
+        """Find the plan that is asked for, now that the weights are there."""
+        self._search(runner, "val_dataloader")
+
+    def before_test(self, runner: Any) -> None:
+        """Find the plan that is asked for, now that the weights are there."""
+        self._search(runner, "test_dataloader")
+
+    @_told
+    def _search(self, runner: Any, name: str) -> None:
+        settings = self.settings
+        if settings is None or settings.search is None:
+            return
+        model = _unwrap(runner.model)
+        found: list[Any] = [None]
+        if is_main_process():
+            scope = str(runner.cfg.get("default_scope"))
+            found = [search_from_settings(model, settings, Path(runner.work_dir), scope).to_dict()]
+        broadcast_object_list(found)
+        self.settings = replace(settings, config=ResQConfig.from_dict(found[0]), search=None)
+        self._convert(model, self.settings.config)
+        self._prepare(model, runner.val_loop if name == "val_dataloader" else runner.test_loop, name)
 
     def before_val_epoch(self, runner: Any) -> None:
         """Evaluate as video."""

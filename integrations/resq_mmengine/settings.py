@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from resq_mmengine.search_settings import SearchSettings, read_search, without_found
 from resq_plugin import ResQConfig
 from resq_plugin.errors import ConfigError
 
@@ -35,18 +36,20 @@ class Settings:
         config: the method.
         clips: where calibration clips come from.
         every_position: visit labelled frames at every position t <= T and average, as the paper does.
+        search: what to find the configuration by, before it is there; ``config`` then has what is not found.
     """
 
     config: ResQConfig
     clips: CalibrationClips = CalibrationClips()
     every_position: bool = True
+    search: SearchSettings | None = None
 
 
 def read_settings(values: Mapping[str, Any] | None) -> Settings | None:
     """Read ``resq = dict(...)``; None, or ``enable=False`` in it, switches ResQ off.
 
-    Besides the fields of `ResQConfig` it may hold ``every_position`` and, in ``calibration``, the fields of
-    `CalibrationClips`.
+    Besides the fields of `ResQConfig` it may hold ``every_position``, in ``calibration`` the fields of
+    `CalibrationClips`, and ``search``, the fields of `SearchSettings`.
 
     Raises:
         ConfigError: unknown key or impossible value; the message names it under ``resq``.
@@ -70,7 +73,9 @@ def read_settings(values: Mapping[str, Any] | None) -> Settings | None:
             msg = f"resq.calibration.{key}={clips[key]!r} must be a number of frames, e.g. resq.calibration.{key}=3."
             raise ConfigError(msg)
     try:
-        return Settings(ResQConfig.from_dict(values), CalibrationClips(**clips), every_position)
+        search = read_search(values.pop("search", None))
+        values = values if search is None else without_found(values)
+        return Settings(ResQConfig.from_dict(values), CalibrationClips(**clips), every_position, search)
     except ConfigError as error:
         msg = f"resq of the config: {error}"
         raise ConfigError(msg) from error

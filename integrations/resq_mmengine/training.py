@@ -94,6 +94,12 @@ class ResQModel(BaseModel):
         if settings is None:
             msg = "ResQModel needs a precision; write resq=dict(precision='W8A8->W4A4', interval=3)."
             raise ConfigError(msg)
+        if settings.search is not None:
+            msg = (
+                "resq.search finds a plan of a trained model; run the test of the float model with it, then train "
+                "with what plan.py has: model = dict(type='resq_mmengine.ResQModel', resq=dict(precision=..., ...))."
+            )
+            raise ConfigError(msg)
         self.settings = settings
         self.config = read_training(training, learn_ranges, settings.config.interval)
         self.architecture = convert(model, settings.config)

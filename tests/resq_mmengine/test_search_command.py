@@ -70,6 +70,9 @@ def test_a_search_leaves_a_plan_the_front_and_a_calibrated_checkpoint(case: Path
     assert config.to_dict() in [row["config"] for row in rows["rows"]]
     net = OwnModel(str(case / "config.py"), case / "float.pth", [case / "calib"]).network
     assert load(plan / "plan.pth", net) is net
+    page = (plan / "report.html").read_text(encoding="utf-8")
+    assert "The fewest bits for config on calib" in page
+    assert rows["finding"] in page
 
 
 def test_raw_outputs_are_read_as_the_model_predicts(case: Path) -> None:
@@ -92,6 +95,21 @@ def test_the_fragment_is_a_base_of_a_config_that_is_evaluated(case: Path, plan: 
     (row,) = json.loads(out.read_text())["rows"]
     assert row["precision"] == found.resq.precision == read_plan(plan / "plan.json").notation
     assert row["interval"] == 3
+
+
+def test_the_checkpoint_of_a_plan_is_exported_and_plays_as_torch(case: Path, plan: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from resq_plugin.export import OrtStream, verify
+
+    out = case / "exported"
+    where = ["--checkpoint", str(plan / "plan.pth"), "--out", str(out), "--frames", str(case / "val")]
+    assert main(["export", str(case / "config.py"), *where]) == 0
+    checked = verify(out, threads=1)
+    assert checked.passed
+    assert checked.agreement > 99
+    config = read_plan(plan / "plan.json")
+    assert OrtStream(out, threads=1).interval == config.interval
+    assert {path.name for path in out.glob("*.onnx")} == {"keyframe.onnx", "residual.onnx"}
 
 
 def test_a_plan_is_compared_with_the_rest(case: Path, plan: Path) -> None:
