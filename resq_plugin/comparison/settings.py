@@ -76,7 +76,9 @@ class Setting:
         if self.config is None:
             return "float"
         values = self.config.to_dict()
-        default = ResQConfig.parse(self.config.notation, interval=self.config.interval).to_dict()
+        # The T of frame quantization is not shown, yet tells on which keyframes ranges are found.
+        told = {} if self.config.residual is None else {"interval": self.config.interval}
+        default = ResQConfig.parse(self.config.notation, **told).to_dict()
         shown = {"policy"} if self.threshold is None else set()
         changed = {key: value for key, value in values.items() if value != default[key] and key not in shown}
         if "policy" in changed:
@@ -87,11 +89,22 @@ class Setting:
 
     @property
     def slug(self) -> str:
-        """The key as the name of a file; of a long one, such as that of a plan per layer, the start and a checksum."""
+        """The key as the name of a file.
+
+        Of a long one, such as that of a plan per layer, or one with patterns, of which a file's name tells some not
+        apart, it is the start and a checksum.
+        """
         slug = re.sub(r"[^a-z0-9.]+", "-", self.key.lower().replace("τ", "tau")).strip("-")
-        if len(slug) <= LONGEST:
+        if len(slug) <= LONGEST and not _patterns(self.config):
             return slug
         return f"{slug[:LONGEST].strip('-')}-{hashlib.sha256(self.key.encode()).hexdigest()[:12]}"
+
+
+def _patterns(config: ResQConfig | None) -> bool:
+    """Whether it has patterns of its own."""
+    return config is not None and (
+        config.include != ("*",) or bool(config.exclude or config.overrides or config.policy.thresholds)
+    )
 
 
 def groups_of(plan: Sequence[Setting]) -> list[list[Setting]]:

@@ -76,6 +76,13 @@ def test_rows_are_what_a_user_gets_by_hand() -> None:
     assert found.rows[2]["relative_bops"] == pytest.approx((64 + 2 * 16) / 3 / 64)
 
 
+def test_frame_quantization_on_the_keyframes_of_another_interval_is_a_row_of_its_own() -> None:
+    found = compare(network(), film(24), ["W8A8", ResQConfig.parse("W8A8", interval=2)], **COMMON)
+    assert [row["setting"] for row in found.rows] == ["float", "W8A8", "W8A8 interval=2"]
+    assert [found.configs[row["setting"]].interval for row in found.rows[1:]] == [3, 2]  # type: ignore[union-attr]
+    assert [len(row["by_distance"]) for row in found.rows[1:]] == [3, 2]
+
+
 def test_the_model_is_given_back_as_it_was() -> None:
     net = network().train()
     before, flags = copy.deepcopy(net.state_dict()), [module.training for module in net.modules()]
