@@ -83,8 +83,8 @@ def write_page(
                 lambda target, look: draw_front(front, chosen, metric, float_accuracy, target, look=look),
                 Path(scratch) / "front.svg",
                 "The front",
-                "Each point is a plan with a precision per layer, of which the table above names the most frequent; up "
-                "and to the left is better. Measured plans were calibrated and run on frames that no range and no "
+                "Each point is a plan with a precision per layer, of which the table above names the most frequent. "
+                "Up and to the left is better. Measured plans were calibrated and run on frames that no range and no "
                 "sensitivity comes from.",
             )
         ]
