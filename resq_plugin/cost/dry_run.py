@@ -144,16 +144,21 @@ def _plain(layer: Any, x: Tensor, **options: Any) -> Tensor:
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Put every module into eval mode inside; afterwards its attributes are those of before."""
-    before = [(module, vars(module).copy()) for module in model.modules()]
+    before = [
+        (module, vars(module).copy(), module._parameters.copy(), module._buffers.copy()) for module in model.modules()
+    ]
     try:
-        for module, _ in before:
+        for module, *_ in before:
             # Not model.eval(), which toolkits override to freeze parameters.
             module.training = False
         yield
     finally:
-        for module, attributes in before:
+        for module, attributes, parameters, buffers in before:
             vars(module).clear()
             vars(module).update(attributes)
+            # `functional_call` puts those of a module that has two names back only under one.
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
 
 
 class _Recorder(TorchDispatchMode):

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from helpers import build
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -342,3 +343,12 @@ def test_the_table_has_a_row_per_module_and_the_totals() -> None:
     table = cost_table(cost, depth=None)
     assert list(table.columns[0].cells) == ["stem.0", "block.0", "head", "total"]
     assert table.title == "W8A8->W4A4, averaged over T=3 frames"
+
+
+def test_a_module_of_two_names_is_as_before() -> None:
+    """`functional_call` gives it back its tensors under one name only."""
+    model, frame = build("pyramid"), torch.zeros(1, 3, 12, 16)
+    expected = model(frame)
+    measure_cost(model, frame.shape)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    assert torch.equal(model(frame), expected)
