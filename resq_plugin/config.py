@@ -178,14 +178,19 @@ class CalibrationConfig:
         candidates: r, the points of the line search.
         positions: output positions sampled per layer and frame kind for the search.
         recheck: frames on which the best three candidates are compared on full maps; 0 trusts the sample.
+        fit: what is fitted to the float outputs, layer by layer in the network as it runs quantized: ``none`` (paper),
+            the ``bias`` of keyframes, or the rounding of ``weights`` and that bias. Fitted on the frames of
+            ``recheck``, with ``backend="torch"``; the fewer bits, the more it gives.
     """
 
     samples: int = 64
     candidates: int = 20
     positions: int = 4096
     recheck: int = 4
+    fit: str = "none"
 
     def __post_init__(self) -> None:
+        _choice("calibration.fit", self.fit, ("none", "bias", "weights"))
         _at_least("calibration.samples", self.samples, 1)
         _at_least("calibration.candidates", self.candidates, 2)
         _at_least("calibration.positions", self.positions, 1)

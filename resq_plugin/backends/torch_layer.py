@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from resq_plugin.backends.batch_norm import FoldedNorm, fold_factors, unfold
 from resq_plugin.backends.elementwise import compiled, quantize_difference
 from resq_plugin.backends.folded_output import hand_over
+from resq_plugin.backends.learned_rounding import LearnedRounding
 from resq_plugin.backends.shared_weights import shared_weight
 from resq_plugin.method import (
     ActivationQuantizer,
@@ -41,7 +42,7 @@ def _value(parameter: nn.Parameter) -> Callable[[], Tensor]:
     return parameter.detach
 
 
-class TorchResidualLayer(ResidualLayer):
+class TorchResidualLayer(LearnedRounding, ResidualLayer):
     """Mixin that gives a `torch.nn` layer its two quantized paths, holding Φ_a and the pool of Θ_a.
 
     Weights are quantized from the layer's own (batch-norm folded) Parameter, so nothing is stored twice.
@@ -68,6 +69,7 @@ class TorchResidualLayer(ResidualLayer):
         self.prepare(settings)
         for kind in PATHS:
             self.register_parameter(_key(kind), None)
+        self.register_rounding()
         device, owner = self.weight.device, f"layer {settings.name}"
         keyframe_bits = settings.keyframe.pool[-1]
         self.keyframe_quantizer = UniformQuantizer(keyframe_bits, owner=f"{owner} (keyframe)", device=device)
@@ -82,6 +84,7 @@ class TorchResidualLayer(ResidualLayer):
         del self.activation_norm
         for kind in PATHS:
             self._parameters.pop(_key(kind), None)
+        self.release_rounding()
         for key in ("settings", "_folded", "kept", "_stale_scales"):
             self.__dict__.pop(key)
 
@@ -125,10 +128,12 @@ class TorchResidualLayer(ResidualLayer):
         return (precision or self.settings.keyframe).weight
 
     def quantized_weight(self, kind: str) -> tuple[Tensor, Tensor | None]:
-        """ŵ = q(w; Φ_w) of the ``keyframe``, q(w; Θ_w) of the ``residual`` path, and the float bias."""
+        """ŵ = q(w; Φ_w) of the ``keyframe``, q(w; Θ_w) of the ``residual`` path, and the bias of keyframes."""
         weight, bias = self.float_weight()
-        view = self.grouped(weight)
-        return fake_quantize_weight(view, self.weight_scale(kind, view), self._weight_bits(kind)).view_as(weight), bias
+        view, steps = self.grouped(weight), self.steps_of(kind)
+        scale, bits = self.weight_scale(kind, view), self._weight_bits(kind)
+        w_hat = fake_quantize_weight(view, scale, bits, None if steps is None else self.grouped(steps))
+        return w_hat.view_as(weight), self.corrected(bias)
 
     def weight_scale_of(self, kind: str) -> Tensor:
         """Scale of every weight of one path, of the shape of the weight."""
@@ -136,8 +141,8 @@ class TorchResidualLayer(ResidualLayer):
         return self.weight_scale(kind, view).detach().expand(view.shape).reshape(self.weight.shape)
 
     def bias_of(self) -> Tensor | None:
-        """The bias with the batch norm folded in."""
-        return self._weight("float")[1]
+        """The bias of keyframes, with the batch norm folded in."""
+        return self.corrected(self._weight("float")[1])
 
     def numbers(self) -> list[Tensor]:
         """All tensors that weights and ranges are made of: a change of any of them changes what the layer computes.
@@ -189,8 +194,9 @@ class TorchResidualLayer(ResidualLayer):
                 self.register_parameter(_key(kind), nn.Parameter(self._scale_of_range(kind, view).clone()))
 
     def calibrate_weights(self) -> None:
-        """Start learned scales of weights anew from Eq. 6 and 7."""
+        """Start learned scales of weights anew from Eq. 6 and 7, and round to the nearest."""
         self.kept = KeptNumbers()
+        self.forget_rounding()
         self._stale_scales.update(kind for kind in PATHS if self._parameters.get(_key(kind)) is not None)
         self._settle_scales()
 
@@ -286,10 +292,12 @@ class TorchResidualLayer(ResidualLayer):
     ) -> None:
         self.kept = KeptNumbers()
         own = {key: value for key, value in self.state_dict().items() if key.split(".")[0] in self.own_state}
+        is_float = not any(prefix + key in state_dict for key in own)
+        self.follow_state(state_dict, prefix, is_float=is_float)
         absent = [kind for kind in PATHS if self._parameters.get(_key(kind)) is not None]
         absent = [kind for kind in absent if prefix + _key(kind) not in state_dict]
-        if not any(prefix + key in state_dict for key in own):  # a float checkpoint
-            state_dict.update({prefix + key: value for key, value in own.items()})
+        if is_float:
+            state_dict.update({prefix + key: value for key, value in own.items() if not self.is_forgotten(key)})
         for kind in PATHS:
             learned, ours = state_dict.get(prefix + _key(kind)), self._parameters.get(_key(kind))
             if kind in absent:  # they follow the weights that come

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from resq_plugin.method import ResidualLayer
 
-__all__ = ["Window", "apply_to_windows", "choose_windows", "cut_outputs", "cut_windows", "output_positions"]
+__all__ = [
+    "Window",
+    "apply_to_windows",
+    "choose_windows",
+    "cut_outputs",
+    "cut_windows",
+    "output_positions",
+    "padded_map",
+]
 
 SIDE = 4
 """Output positions per window side: 4×4 for images, so that a 3×3 kernel reads 6×6 inputs."""
@@ -128,14 +136,17 @@ def _receptive_field(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, window
         pads.append((max(min(end, span.start) - begin, 0), max(end - max(begin, span.stop), 0)))
     if layer.padding_mode != "zeros" and any(itertools.chain.from_iterable(pads)):
         # Borders that mirror or wrap need the whole map.
-        return _pad_like_layer(layer, x[index : index + 1])[0][(slice(None), *inputs)]
+        return padded_map(layer, x[index : index + 1])[0][(slice(None), *inputs)]
     crop = x[index][(slice(None), *spans)]
     flat = list(itertools.chain.from_iterable(reversed(pads)))
     return F.pad(crop, flat) if any(flat) else crop.clone()
 
 
-def _pad_like_layer(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    return F.pad(x, cast(Any, layer)._reversed_padding_repeated_twice, mode=layer.padding_mode)
+def padded_map(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """``x`` (N, C, *) with the borders that the layer adds to it."""
+    if layer.padding_mode != "zeros":
+        return F.pad(x, cast(Any, layer)._reversed_padding_repeated_twice, mode=layer.padding_mode)
+    return F.pad(x, list(itertools.chain.from_iterable(reversed(_padding(layer)))))
 
 
 def apply_to_windows(layer: ResidualLayer, x: Tensor, weight: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ from resq_plugin.backends import find_backend
 from resq_plugin.calibration.clips import Clip
 from resq_plugin.calibration.collection import collect
 from resq_plugin.calibration.findings import find_findings, log_findings, too_short
+from resq_plugin.calibration.fitting import fit_layers, require_fitting
 from resq_plugin.calibration.full_maps import compare_on_full_maps
 from resq_plugin.calibration.layer_samples import LayerSamples, best
 from resq_plugin.calibration.line_search import search_layer
+from resq_plugin.calibration.stacking import stack_pairs
 from resq_plugin.calibration.statistics import Statistics
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion import evaluating
@@ -70,11 +72,15 @@ def calibrate(
     config = next(iter(layers.values())).settings.config
     if isinstance(clips, Tensor) and clips.dim() == 5:
         clips = list(clips)
+    fits = config.calibration.fit != "none"
+    if fits:
+        require_fitting(layers)
     run = _telling(model, run or model)
     look = partial(collect, model, layers, clips, config, run=run, start=start, progress=progress)
     with evaluating(model):
         found = look() if statistics is None else statistics.collected(model, layers, clips, look, run, start)
         samples = found.samples
+        stacked = stack_pairs(found.pairs, with_residuals=config.residual is not None) if fits else None
         for name in samples:
             layers[name].calibrate_weights()
         searches = {
@@ -85,6 +91,9 @@ def calibrate(
         ranked = compare_on_full_maps(model, config, searches, found, progress=progress)
     for name, losses in ranked.items():
         _set_ranges(layers[name], losses, samples[name])
+    if stacked is not None:
+        with evaluating(model):
+            fit_layers(model, {name: layers[name] for name in ranked}, stacked, config)
     scenes = found.scenes
     if config.schedule.kind == "scene_change" and scenes.changes:
         set_scene_threshold(model, scenes.threshold)

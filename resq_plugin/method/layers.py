@@ -99,6 +99,7 @@ class ResidualLayer(nn.Module):
     own_state: tuple[str, ...] = (
         *("keyframe_quantizer", "residual_quantizers", "activation_norm"),
         *("keyframe_weight_scale", "residual_weight_scale"),
+        *("keyframe_rounding", "residual_rounding", "bias_correction"),
     )
     """What conversion adds to the layer's state dict: first parts of keys."""
     channel_dim: int
@@ -149,7 +150,7 @@ class ResidualLayer(nn.Module):
         raise NotImplementedError
 
     def bias_of(self) -> Tensor | None:
-        """The bias b (batch norm folded in), (C,), if any; for export."""
+        """The bias b of keyframes (batch norm folded in), (C,), if any; for export."""
         raise NotImplementedError
 
     def calibrate_weights(self) -> None:

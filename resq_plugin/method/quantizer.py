@@ -174,23 +174,26 @@ def settle_lowest(weight: Tensor, scale: Tensor, bits: int | Tensor) -> Tensor:
     return torch.where(is_lowest(weight, scale, bits), lowest.to(weight.dtype), weight)
 
 
-def fake_quantize_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+def fake_quantize_weight(weight: Tensor, scale: Tensor, bits: int, steps: Tensor | None = None) -> Tensor:
     """Quantizer q(w; Θ_w) of Eq. 1, with the integer -2^(b-1) at the low end of the range, see `is_lowest`.
 
     Args:
         weight: any shape.
         scale: s, from `weight_scale`, broadcastable to it.
         bits: b, at least 2.
+        steps: what is added to the nearest integers, of the shape of ``weight``; the grid has the same ends.
 
     >>> fake_quantize_weight(torch.tensor([-7.5, 0.4, 7.5]), torch.tensor(1.0), 4)
     tensor([-8.,  0.,  7.])
     """
     if weight.dtype in HALF_TYPES:
-        return fake_quantize_weight(weight.float(), scale, bits).to(weight.dtype)
+        return fake_quantize_weight(weight.float(), scale, bits, steps).to(weight.dtype)
     integers, scale = quantize_to_integers(weight, scale, bits), scale.to(weight.dtype)
     with torch.no_grad():
-        low = integer_range(bits)[0]
+        low, high = integer_range(bits)
         correction = torch.where(is_lowest(weight, scale, bits), low - integers, 0)
+        if steps is not None:
+            correction = (integers + correction + steps).clamp(low, high) - integers
     return (integers + correction) * scale
 
 

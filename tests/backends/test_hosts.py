@@ -221,3 +221,11 @@ def test_an_uncalibrated_model_names_the_call(backend: str) -> None:
 def test_converting_twice_is_refused(calibrated: Make) -> None:
     with pytest.raises(ConversionError, match="already converted"):
         convert(calibrated(), STATIC)
+
+
+def test_fitting_is_refused_before_anything_runs(frames: list[Tensor], backend: str) -> None:
+    model = convert(seeded(ZOO["residual"]), ResQConfig.parse(STATIC, backend=backend, calibration={"fit": "bias"}))
+    with pytest.raises(
+        CalibrationError, match=r"calibration\.fit='bias' is of backend='torch', and layer .*fit='none'"
+    ):
+        calibrate(model, [frames[:3]])

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import build, play, video
+from helpers import ZOO, build, play, seeded, video
 
+from resq_plugin import ResQConfig, calibrate, convert
 from resq_plugin.errors import ConfigError, ExportError, FrameError
 from resq_plugin.export import OrtStream, export_model
+from resq_plugin.method.layers import residual_layers
 
 FRAMES = video(7)
 
@@ -43,6 +45,18 @@ def test_it_plays_what_torch_plays(exported: tuple[Path, list[np.ndarray]]) -> N
 
     assert_close(found, expected)
     assert positions == [(t % 3, t % 3 == 0) for t in range(7)]
+
+
+def test_fitted_weights_and_biases_are_exported(tmp_path: Path) -> None:
+    config = ResQConfig.parse("W4A4->W3A4", weights="channel", calibration={"fit": "weights", "positions": 512})
+    model = convert(seeded(ZOO["plain"]), config)
+    calibrate(model, [video(3, seed=seed) for seed in range(4)])
+    layers = residual_layers(model).values()
+    assert any(layer._buffers["keyframe_rounding"] is not None for layer in layers)
+    assert any(bool(layer._buffers["bias_correction"].any()) for layer in layers)
+    export_model(model, FRAMES, tmp_path / "out", encodings=())
+    with OrtStream(tmp_path / "out", threads=1) as player:
+        assert_close([player(frame.numpy()) for frame in FRAMES], [z.numpy() for z in play(model, FRAMES)])
 
 
 def test_memory_is_never_copied(exported: tuple[Path, list[np.ndarray]]) -> None:
