@@ -58,7 +58,10 @@ class PoseNetHead(BaseHead):
 
     def predict(self, feats: tuple[Tensor], *args: Any, **kwargs: Any) -> list[InstanceData]:  # noqa: ARG002
         """Return the joints of each crop in its pixels."""
-        heatmaps, offsets = self.forward(feats)
+        return self.joints_of(*self.forward(feats))
+
+    def joints_of(self, heatmaps: Tensor, offsets: Tensor) -> list[InstanceData]:
+        """Return the joints that heat maps and offsets tell, of each crop in its pixels."""
         scores, places = heatmaps.flatten(2).max(-1)  # (N, 17)
         rows, columns = places // heatmaps.shape[-1], places % heatmaps.shape[-1]
         offsets = offsets.flatten(2).unflatten(1, (2, 17))  # (N, 2, 17, H W); y before x

@@ -7,11 +7,13 @@ best mixed-precision frame quantization; one pool {0, 8} everywhere is Skip-Conv
 precision come from benchmarks/results/camvid.json (`camvid.py`).
 
     uv run --group dev python benchmarks/search.py --runs FOLDER     # resumes where it stopped
+    uv run --group dev python benchmarks/search.py --runs FOLDER --only frame skip   # rows of a part of the table
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import statistics
 import time
@@ -26,7 +28,7 @@ from rich.table import Table
 from resq_plugin import ResQConfig, Target, calibrate, convert, measure_cost, revert, search
 from resq_plugin.calibration import Statistics
 from resq_plugin.evaluation import Agreement, MeanIoU, evaluate, float_predictions
-from resq_plugin.planning import Goal, Point, SearchResult
+from resq_plugin.planning import Point, SearchResult
 
 SHAPE = (1, 3, 360, 480)
 T = 16
@@ -189,28 +191,63 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=140).print(table)
 
 
+def streams(bench: Bench) -> None:
+    """Plans with T = 8 or 16."""
+    found = bench.search("resq", TARGET, max_drop=0.5)
+    verified = len([point for point in found.front if point.verified is not None])
+    bench.write(rank_correlation=correlation(list(found.front)), verified=verified)
+    bench.measure_front(found, bench.args.plans)
+
+
+def nearer(bench: Bench) -> None:
+    """Plans with T = 10."""
+    bench.measure_front(bench.search("resq_t10", NEARER, max_drop=0.5), bench.args.plans)
+
+
+def still(bench: Bench) -> None:
+    """Mixed precision, every frame on its own."""
+    found = bench.search("frame", STILL, max_drop=0.5)
+    bench.measure_front(found, bench.args.plans)
+
+
+def skip(bench: Bench) -> None:
+    """Skip-Convolution's pool everywhere."""
+    common = {"weights": "channel", "keyframe_grid": "unsigned", **COMMON}
+    bench.measure("Skip-Convolution, {0,8}", ResQConfig.parse(SKIP, interval=8, policy={"threshold": 0.1}, **common))
+
+
+def more_task(args: Any) -> None:
+    """Search for a net of another task, and keep its rows under the name of the task."""
+    task = importlib.import_module(f"search_{args.task}")
+
+    def known() -> dict[str, Any]:
+        return json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+
+    def save(values: dict[str, Any]) -> None:
+        write(args.out, known() | {args.task: values})
+
+    task.run(args, save, known().get(args.task, {}))
+
+
+PARTS = {"streams": streams, "nearer": nearer, "frame": still, "skip": skip}
+
+
 def main() -> None:
     """Search, then measure what was found."""
     options = parser(__doc__, "search.json")
     options.add_argument("--runs", type=Path, required=True, help="folder of the searches' journals")
     options.add_argument("--plans", type=int, default=6, help="plans of the front that are measured on val, at most")
+    options.add_argument("--task", choices=("segmentation", "pose"), default="segmentation")
+    options.add_argument("--only", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="parts of the table")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
+    if args.task != "segmentation":
+        more_task(args)
+        return
     bench = Bench(args)
-    found = bench.search("resq", TARGET, max_drop=0.5)
-    verified = len([point for point in found.front if point.verified is not None])
-    bench.write(rank_correlation=correlation(list(found.front)), verified=verified)
-    bench.measure_front(bench.search("resq_t10", NEARER, max_drop=0.5), args.plans)
-    bench.measure_front(found, args.plans)
-    still = bench.search("frame", STILL, max_drop=0.5)
-    for drop in (0.5, 0.1):
-        point = Goal(max_drop=drop).best(still.front)
-        if point is not None:
-            label = f"search, T = 1, {point.verified.drop:.2f} points lost on held-out frames"
-            bench.measure(label, point.config, point)
-    common = {"weights": "channel", "keyframe_grid": "unsigned", **COMMON}
-    bench.measure("Skip-Convolution, {0,8}", ResQConfig.parse(SKIP, interval=8, policy={"threshold": 0.1}, **common))
     bench.write(uniform=uniform(ROOT / "benchmarks" / "results" / "camvid.json"))
+    for part in args.only:
+        PARTS[part](bench)
     show([*bench.values["uniform"], *bench.values["rows"]])
 
 
