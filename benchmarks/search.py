@@ -97,7 +97,8 @@ class Bench:
 
     def measure(self, label: str, config: ResQConfig, found: Point | None = None) -> None:
         """Measure one configuration on val, unless that is done."""
-        if any(row["setting"] == label and row["config"] == config.to_dict() for row in self.values["rows"]):
+        kept = [row["config"] for row in self.values["rows"] if row["setting"] == label]
+        if any(ResQConfig.from_dict(values) == config for values in kept):
             return
         if "agreement" not in self.targets:
             convert(self.network, "W8A8", example=self.val[0])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resq_plugin.calibration import calibrate
     from resq_plugin.comparison import Comparison, compare
-    from resq_plugin.config import CalibrationConfig, PolicyConfig, Precision, ResQConfig, ScheduleConfig
+    from resq_plugin.config import CalibrationConfig, PolicyConfig, Precision, ResQConfig, ScheduleConfig, StateConfig
     from resq_plugin.conversion import (
         convert,
         float_state_dict,
@@ -37,6 +37,7 @@ __all__ = [
     "Precision",
     "ResQConfig",
     "ScheduleConfig",
+    "StateConfig",
     "Target",
     "calibrate",
     "compare",

@@ -18,6 +18,7 @@ __all__ = [
     "Precision",
     "ResQConfig",
     "ScheduleConfig",
+    "StateConfig",
     "parse_precision",
 ]
 
@@ -222,6 +223,48 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class StateConfig:
+    """What layers keep between frames.
+
+    Attributes:
+        reference_bits: 8 or 16 bits for what residuals are differences to, on a grid per video and channel from its
+            smallest to its largest value, which is found at the keyframe; None keeps floats. With
+            ``reference='quantized'`` the keyframe's own integers are kept where they have no more bits, without loss.
+        output_bits: the same for z_k.
+        stateless: patterns (fnmatch) of layers that keep nothing: each of their frames is quantized alone, with Φ.
+    """
+
+    reference_bits: int | None = None
+    output_bits: int | None = None
+    stateless: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("reference_bits", "output_bits"):
+            value = getattr(self, key)
+            if value is not None and (value not in (8, 16) or isinstance(value, (bool, float))):
+                msg = f"state.{key}={value!r} is not allowed; write 8 or 16, or None for floats."
+                raise ConfigError(msg)
+        _check_patterns(self, "stateless", "state.stateless")
+
+    def is_stateless(self, name: str) -> bool:
+        """Whether the layer of that qualified name keeps nothing.
+
+        >>> StateConfig(stateless=("head.*",)).is_stateless("head.0")
+        True
+        """
+        return any(fnmatchcase(name, pattern) for pattern in self.stateless)
+
+
+def _check_patterns(config: object, key: str, shown: str) -> None:
+    patterns = getattr(config, key)
+    if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
+        own = shown.rsplit(".", 1)[-1]
+        msg = f"{shown}={patterns!r} must be a list of patterns, e.g. {own}=('auxiliary_head.*',)."
+        raise ConfigError(msg)
+    object.__setattr__(config, key, tuple(patterns))
+
+
+@dataclass(frozen=True)
 class ResQConfig:
     """Every setting of ResQ. Make one with `parse` or `from_dict`.
 
@@ -236,6 +279,7 @@ class ResQConfig:
         policy: choice of the bit width for a dynamic pool.
         calibration: search of the activation ranges.
         schedule: when to start a new interval.
+        state: what layers keep between frames.
         include: patterns (fnmatch) of qualified layer names to convert.
         exclude: patterns of layers that stay in float.
         overrides: pattern to notation, e.g. ``{"head.*": "W8A8->W8A8"}``; the last match wins.
@@ -254,6 +298,7 @@ class ResQConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    state: StateConfig = field(default_factory=StateConfig)
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     overrides: tuple[tuple[str, str], ...] = ()
@@ -278,11 +323,7 @@ class ResQConfig:
             msg = f"keyframe={self.keyframe} needs one activation bit width of at least {MIN_BITS}, e.g. W8A8."
             raise ConfigError(msg)
         for key in ("include", "exclude"):
-            patterns = getattr(self, key)
-            if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
-                msg = f"{key}={patterns!r} must be a list of patterns, e.g. {key}=('auxiliary_head.*',)."
-                raise ConfigError(msg)
-            object.__setattr__(self, key, tuple(patterns))
+            _check_patterns(self, key, key)
         object.__setattr__(self, "overrides", _pairs(self.overrides))
         for _, text in self.overrides:
             parse_precision(text)
@@ -314,14 +355,14 @@ class ResQConfig:
         )
 
     def precision_of(self, name: str) -> tuple[Precision, Precision | None]:
-        """Keyframe and residual precision of the layer of that qualified name."""
+        """Keyframe and residual precision of the layer of that qualified name; no residual of a stateless one."""
         precisions = self.keyframe, self.residual
         for pattern, text in self.overrides:
             if fnmatchcase(name, pattern):
                 keyframe, residual = parse_precision(text)
                 # A network without residual frames has no use for a residual precision.
                 precisions = keyframe, None if self.residual is None else residual or keyframe
-        return precisions
+        return (precisions[0], None) if self.state.is_stateless(name) else precisions
 
     def replace(self, **changes: Any) -> ResQConfig:
         """Return a copy with some settings changed, written as in `parse` (``precision`` included)."""
@@ -338,6 +379,7 @@ class ResQConfig:
         lists = {key: list(values[key]) for key in ("include", "exclude")}
         overrides = dict(self.overrides)
         values["policy"]["thresholds"] = dict(self.policy.thresholds)
+        values["state"]["stateless"] = list(self.state.stateless)
         return {"version": CONFIG_VERSION, "precision": self.notation, **values, **lists, "overrides": overrides}
 
     @classmethod
@@ -397,7 +439,12 @@ def _thresholds(thresholds: object) -> tuple[tuple[str, float], ...]:
     return tuple(found.items())
 
 
-_SECTIONS: dict[str, Any] = {"policy": PolicyConfig, "calibration": CalibrationConfig, "schedule": ScheduleConfig}
+_SECTIONS: dict[str, Any] = {
+    "policy": PolicyConfig,
+    "calibration": CalibrationConfig,
+    "schedule": ScheduleConfig,
+    "state": StateConfig,
+}
 
 
 def _section(key: str, section: Any, value: object) -> Any:

@@ -147,6 +147,13 @@ def _check(layer: ResidualLayer, format: str) -> None:
             "node; write resq_plugin.export.export_model(model, frame, folder)."
         )
         raise ExportError(msg)
+    state = settings.config.state
+    if (state.reference_bits, state.output_bits) != (None, None):
+        msg = (
+            f"state={{'reference_bits': {state.reference_bits}, 'output_bits': {state.output_bits}}} has grids that a "
+            "stream measures at every keyframe, for which Brevitas' formats have no node; write state={}."
+        )
+        raise ExportError(msg)
     is_grouped = getattr(layer, "transposed", False) and layer.groups > 1
     if format == "qcdq" and is_grouped and settings.config.weights == "channel":
         msg = (

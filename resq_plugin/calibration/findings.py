@@ -51,7 +51,11 @@ def find_findings(
             f"counts as zero. Pass clips in which their input is not zero, or leave them out: exclude=({silent[0]!r},)"
         )
     still = [name for name, search in searches.items() if search.is_still and name not in silent]
-    with_residuals = [name for name, search in searches.items() if samples[name].residual_range is not None]
+    with_residuals = [
+        name
+        for name in searches
+        if layers[name].settings.residual is not None and samples[name].residual_range is not None
+    ]
     if still and len(still) + len(silent) >= len(with_residuals):
         found.append(
             f"no layer saw a change, because the frames of clips {_list(sorted(set(clips)))} repeat each other. "

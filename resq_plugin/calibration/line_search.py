@@ -132,11 +132,12 @@ def search_layer(
     path = partial(search_path, layer, samples, "keyframe")
     depends: Depends = (layer.settings.name, config.calibration.candidates, keyframe[1])
     found = _search(layer, "keyframe", {"keyframe": keyframe[0]}, path, depends, known)
-    is_still = samples.residual_range is not None and samples.is_still
+    has_residuals = layer.settings.residual is not None and samples.residual_range is not None
+    is_still = has_residuals and samples.is_still
     if is_still:
         half = samples.widest_change
         found += LayerSearch({name: {half if bits else 0.0: 0.0} for name, bits in pool.items()}, {}, {})
-    elif samples.residual_range is not None:
+    elif has_residuals:
         half = best(found.ranked["keyframe"])
         path = partial(search_path, layer, samples, "residual", half)
         depends = (layer.settings.name, config.calibration.candidates, config.reference)

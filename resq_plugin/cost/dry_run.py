@@ -6,12 +6,15 @@ operator has no meta kernel the run is repeated for real. Either way the model i
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +45,29 @@ class LayerCall:
         name: qualified name of the layer in the model.
         layer: the layer.
         macs: multiply-accumulates of the call.
-        inputs: elements of its input.
-        outputs: elements of its output.
+        input_shape: of what it reads.
+        output_shape: of what it returns.
+        source: number of the tensor that it reads; layers that read the same one, unchanged, have the same number.
+        result: number of the tensor that it returns.
     """
 
     name: str
     layer: nn.Module
     macs: int
-    inputs: int
-    outputs: int
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    source: int
+    result: int
+
+    @property
+    def inputs(self) -> int:
+        """Elements of its input."""
+        return math.prod(self.input_shape)
+
+    @property
+    def outputs(self) -> int:
+        """Elements of its output."""
+        return math.prod(self.output_shape)
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,8 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[LayerCall] = []
         self.operators: Counter[tuple[str, str]] = Counter()
+        self._tensors: dict[int, tuple[ref[Tensor], int, int]] = {}
+        self._numbers = itertools.count()
         self._running: list[tuple[str, bool]] = [("", False)]
 
     @contextmanager
@@ -193,10 +212,21 @@ class _Recorder(TorchDispatchMode):
             if counted and not self._running[-2][1]:
                 x = args[0] if args else next(iter(kwargs.values()))
                 z = output if isinstance(output, Tensor) else output[0]
-                self.calls.append(LayerCall(name, module, count_macs(module, x, z), x.numel(), z.numel()))
+                shapes = tuple(x.shape), tuple(z.shape)
+                numbers = self._number(x), self._number(z)
+                self.calls.append(LayerCall(name, module, count_macs(module, x, z), *shapes, *numbers))
             self._running.pop()
 
         return enter, leave
+
+    def _number(self, tensor: Tensor) -> int:
+        """Number of a tensor: another one once it was written to."""
+        version = 0 if tensor.is_inference() else tensor._version
+        known = self._tensors.get(id(tensor))
+        if known is None or known[0]() is not tensor or known[1] != version:
+            known = ref(tensor), version, next(self._numbers)
+            self._tensors[id(tensor)] = known
+        return known[2]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -17,9 +17,12 @@ with weights of b_w bits and activations of b_a bits takes
   Without shares, max(pool) is used for all pixels: an upper bound. Choosing (Eq. 9-11) costs extra: for every input
   element and every quantizer of the pool one multiply-accumulate (subtract, square, accumulate) at b_max × b_max bits,
   so elements · len(pool) · b_max² per residual frame, which is part of the layer's residual BOPs.
-* State is what a layer call keeps between frames on a device: the reference of its input (4 bytes per element of x_k
-  if ``reference='float'``, else the bytes that hold the keyframe's activation bits) and the accumulator z_k, 4 bytes
-  per output element.
+* State is what layer calls keep between frames, as `Stream.state_bytes` counts it of a stream in float32. The
+  reference of the input takes 4 bytes per element of x_k (``reference='float'``) or x̂_t (``'running'``, a sum on no
+  grid), or the bytes that hold the keyframe's activation bits (``'quantized'``); z_k takes 4 bytes per output element.
+  With `StateConfig` both take 1 or 2 bytes, and 8 for the grid of every video and channel, where that is less. What
+  several layers keep of one tensor counts once, for the first of them: the same x_k, the z_k of the layer before, or
+  x̂_k on the same grid, which is known of a calibrated model only.
 * All else that runs (pooling, resizing, additions, batch norm that is not folded) is not counted but listed. A float
   model lists its batch norms, although `convert` will fold most of them.
 
@@ -30,22 +33,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from resq_plugin.backends import check_patterns, torch_class
-from resq_plugin.config import Precision, ResQConfig
+from resq_plugin.config import Precision, ResQConfig, StateConfig
 from resq_plugin.cost.dry_run import COUNTED_LAYERS, LayerCall, dry_run
 from resq_plugin.cost.result import Cost, LayerCost
+from resq_plugin.cost.state import Kept, state_bytes_of
 from resq_plugin.errors import ConfigError, nearest
 from resq_plugin.method import FrameCounts, ResidualLayer, refresh_groups
 
 __all__ = ["FLOAT_BITS", "measure_cost"]
 
 FLOAT_BITS = 32
-FLOAT_BYTES = 4
 
 
 def measure_cost(
@@ -98,9 +101,11 @@ def measure_cost(
         if name not in names:
             msg = f"shares name layer {name!r}, which does not run in this model.{nearest(name, names)}"
             raise ConfigError(msg)
+    table = {group[0].name: settings for settings, group in groups}
+    state = state_bytes_of(run.calls, lambda call: table[call.name].kept)
     own = _config(model, config)
     schedule = "interval" if own is None else own.schedule.kind
-    costs = [_layer_cost(settings, group, shares) for settings, group in groups]
+    costs = [_layer_cost(settings, group, shares, state) for settings, group in groups]
     rows = tuple(
         _averaged(cost, settings.interval, frames, is_spread=schedule == "spread" and settings.residual is not None)
         for cost, (settings, _) in zip(costs, groups, strict=True)
@@ -131,11 +136,17 @@ class _Settings:
     residual: Precision | None = None
     interval: int = 1
     reference: str = "float"
+    state: StateConfig = field(default_factory=StateConfig)
 
     @property
     def is_dynamic(self) -> bool:
         """Whether there is a choice between bit widths."""
         return self.residual is not None and len(self.residual.pool) > 1
+
+    @property
+    def kept(self) -> Kept:
+        """What state depends on."""
+        return Kept(self.keyframe, self.residual, self.reference, self.state)
 
 
 def _settings(call: LayerCall, config: ResQConfig | None) -> _Settings:
@@ -144,13 +155,15 @@ def _settings(call: LayerCall, config: ResQConfig | None) -> _Settings:
     if isinstance(layer, ResidualLayer):
         own = layer.settings
         if config is None:
-            return _Settings(own.name, own.keyframe, own.residual, own.config.interval, own.config.reference)
+            return _Settings(
+                own.name, own.keyframe, own.residual, own.config.interval, own.config.reference, own.config.state
+            )
         name = own.name
     elif torch_class(type(layer)) not in COUNTED_LAYERS:
         return _Settings(name)  # a subclass may compute something else, so `convert` leaves it in float
     if config is None or not config.selects(name):
         return _Settings(name)
-    return _Settings(name, *config.precision_of(name), config.interval, config.reference)
+    return _Settings(name, *config.precision_of(name), config.interval, config.reference, config.state)
 
 
 def _check_patterns(model: nn.Module, config: ResQConfig | None) -> None:
@@ -171,7 +184,10 @@ def _config(model: nn.Module, config: ResQConfig | None) -> ResQConfig | None:
 
 
 def _layer_cost(
-    settings: _Settings, calls: Sequence[LayerCall], shares: Mapping[str, Mapping[int, float]]
+    settings: _Settings,
+    calls: Sequence[LayerCall],
+    shares: Mapping[str, Mapping[int, float]],
+    state: Mapping[str, int],
 ) -> LayerCost:
     """Cost of a keyframe and of a residual frame."""
     macs, keyframe, residual = sum(call.macs for call in calls), settings.keyframe, settings.residual
@@ -190,14 +206,13 @@ def _layer_cost(
     elif found is not None:
         msg = f"shares name layer {settings.name!r}, whose residual precision {residual} is not a dynamic pool."
         raise ConfigError(msg)
-    per_input = FLOAT_BYTES if settings.reference == "float" else -(-max(keyframe.pool) // 8)
     return replace(
         cost,
         precision=f"{keyframe}->{residual}",
         bops_keyframe=bops,
         bops_residual=macs * residual.weight * bits + policy_bops,
         policy_bops=policy_bops,
-        state_bytes=sum(call.inputs * per_input + call.outputs * FLOAT_BYTES for call in calls),
+        state_bytes=state[calls[0].name],
     )
 
 

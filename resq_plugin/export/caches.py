@@ -69,6 +69,8 @@ class _Watch(CountingExecutor):
 
     def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
         name = call[0]
+        if layer.settings.residual is None:  # keeps nothing
+            return layer.keyframe(x, **options)
         prefix = name if call[1] == 0 else f"{name}#{call[1]}"
         grid = self.numbers[name].keyframe if self.reference == "quantized" else None
         self.x[call] = self._find(x, grid) or self._add(x, grid, f"{prefix}.x")

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ExportError
 from resq_plugin.export.numbers import LayerNumbers
 
-__all__ = ["as_clip", "check_length", "warn_of_dead_weights"]
+__all__ = ["as_clip", "check_length", "check_state", "warn_of_dead_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,24 @@ def check_length(clip: Sequence[Tensor]) -> None:
         if batch > 1:
             msg += f" If these are {batch} frames of one video, pass the tensor itself, without a list around it."
         raise ExportError(msg)
+
+
+def check_state(config: ResQConfig) -> None:
+    """Refuse grids that are found anew at every keyframe, which no graph here measures.
+
+    Raises:
+        ExportError: x_k or z_k are kept in fewer bits.
+    """
+    state = config.state
+    is_measured = config.reference != "quantized" or config.keyframe.pool[-1] > (state.reference_bits or 16)
+    for key in ("reference_bits", "output_bits"):
+        if getattr(state, key) is not None and (key == "output_bits" or is_measured):
+            msg = (
+                f"state.{key}={getattr(state, key)} has grids that a stream measures at every keyframe; graphs have "
+                "none. Write state={}: QDQ graphs then keep floats (x_k in integers with reference='quantized'), and "
+                "graphs for Qualcomm's HTP, htp=HtpConfig(...), keep all memory in 8 bits on grids of the clip."
+            )
+            raise ExportError(msg)
 
 
 def warn_of_dead_weights(numbers: Mapping[str, LayerNumbers]) -> None:

@@ -20,7 +20,7 @@ from resq_plugin.backends import find_backend
 from resq_plugin.conversion import summarize
 from resq_plugin.errors import ExportError
 from resq_plugin.export.caches import Cache, CachePlan, plan_caches
-from resq_plugin.export.clip import as_clip, check_length, warn_of_dead_weights
+from resq_plugin.export.clip import as_clip, check_length, check_state, warn_of_dead_weights
 from resq_plugin.export.encodings import VERSIONS, check_versions, encodings_file
 from resq_plugin.export.golden import caches_of, golden_clip
 from resq_plugin.export.grid import Grid
@@ -78,6 +78,7 @@ def export_model(
     clip = as_clip(model, frames)
     check_export_folder(folder)
     config = next(iter(residual_layers(model).values())).settings.config
+    check_state(config)
     numbers = read_numbers(model, clip[0])
     is_stream = config.residual is not None
     if is_stream:

@@ -41,7 +41,7 @@ class _Executor(CountingExecutor):
         self.memory: dict[str, Part] = {}
 
     def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
-        run = self._keyframe if self.past is None else self._residual
+        run = self._keyframe if self.past is None or layer.settings.residual is None else self._residual
         return run(layer, call, x, options)
 
     def _keyframe(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:

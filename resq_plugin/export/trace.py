@@ -105,15 +105,19 @@ class _Executor(CountingExecutor):
         self.marked[marker] = weight.grid, weight.values
         return cast(Tensor, _Mark.apply(weight.values, marker, torch.clone))
 
+    def keyframe(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """x̂ and z of a frame that is quantized on its own."""
+        name, numbers = call[0], self.numbers[call[0]]
+        x_hat = x if numbers.keyframe is None else self.mark(x, f"{name}.x", numbers.keyframe)
+        x_cut = x if numbers.keyframe is None else self.cut(x_hat, call, "x")
+        return x_hat, layer.linear(x_cut, self.weight(name, "keyframe"), numbers.bias, **options)
+
 
 class _Keyframe(_Executor):
     """``frame -> outputs, caches``."""
 
     def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
-        name, numbers = call[0], self.numbers[call[0]]
-        x_hat = x if numbers.keyframe is None else self.mark(x, f"{name}.x", numbers.keyframe)
-        x_cut = x if numbers.keyframe is None else self.cut(x_hat, call, "x")
-        z = layer.linear(x_cut, self.weight(name, "keyframe"), numbers.bias, **options)
+        x_hat, z = self.keyframe(layer, call, x, options)
         if call in self.plan.x:
             reference = x if layer.settings.config.reference == "float" else x_hat
             self.memory.setdefault(self.plan.x[call], reference.clone())
@@ -125,6 +129,8 @@ class _Residual(_Executor):
     """``frame, caches -> outputs``, and the new caches of a running reference."""
 
     def run(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
+        if layer.settings.residual is None:
+            return self.cut(self.keyframe(layer, call, x, options)[1], call, "z")
         if call not in self.plan.x:
             msg = f"layer {call[0]} is called more often in a residual frame than in a keyframe; exclude it."
             raise ExportError(msg)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from resq_plugin.method.calls import Call, CountingExecutor
 from resq_plugin.method.frame_counts import FrameCounts, shares_of
 from resq_plugin.method.frames import frame_to, image_of, looks_like_pixels, unusable_values
+from resq_plugin.method.held_grid import GRID_BYTES, grid_dims, pays
 from resq_plugin.method.kept_numbers import KeptNumbers, compare_numbers, numbers_are_settled, settled_numbers
+from resq_plugin.method.layer_cache import LayerCache
 from resq_plugin.method.layers import (
     ActivationQuantizer,
     LayerSettings,
@@ -31,7 +33,7 @@ from resq_plugin.method.quantizer import (
 )
 from resq_plugin.method.refresh import count_macs, refresh_groups
 from resq_plugin.method.schedule import make_schedule, relative_change, scene_threshold, set_scene_threshold
-from resq_plugin.method.stream_state import LayerCache, StreamState
+from resq_plugin.method.stream_state import StreamState
 from resq_plugin.method.told import is_news
 from resq_plugin.method.unfit_frames import (
     FAILURES,
@@ -45,6 +47,7 @@ from resq_plugin.method.workspace import Workspace
 
 __all__ = [
     "FAILURES",
+    "GRID_BYTES",
     "HALF_TYPES",
     "ActivationQuantizer",
     "Call",
@@ -71,6 +74,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_weight",
     "frame_to",
+    "grid_dims",
     "image_of",
     "integer_range",
     "is_lowest",
@@ -79,6 +83,7 @@ __all__ = [
     "make_schedule",
     "mix",
     "numbers_are_settled",
+    "pays",
     "quantize_to_integers",
     "refresh_groups",
     "relative_change",

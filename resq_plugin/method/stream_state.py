@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -13,31 +12,22 @@ from torch import Tensor
 from resq_plugin.errors import StreamError
 from resq_plugin.method.calls import Call, CountingExecutor
 from resq_plugin.method.frame_calls import CallsChangedError, compare_calls
+from resq_plugin.method.held import Held
+from resq_plugin.method.keeping import Keeper
+from resq_plugin.method.layer_cache import LayerCache, held_bytes
 from resq_plugin.method.layers import LayerSettings, ResidualLayer
 from resq_plugin.method.outside import is_running
 from resq_plugin.method.paths import keyframe_path, residual_path
 from resq_plugin.method.recompute import LoggedExecutor
 from resq_plugin.method.refresh import Refresh
 from resq_plugin.method.repeated_calls import RepeatedCalls
+from resq_plugin.method.shared_tensors import SharedTensors
 from resq_plugin.method.workspace import Workspace
 
-__all__ = ["LayerCache", "StreamState", "describe"]
+__all__ = ["StreamState", "describe"]
 
 FARTHEST = 256
 """Distance from the keyframe up to which choices are counted apart, so that an endless interval needs no memory."""
-
-
-@dataclass
-class LayerCache:
-    """What one call of one layer keeps of the past.
-
-    Attributes:
-        x: reference of the residual, the shape of the layer's input.
-        z: the output it stands for, the shape of the layer's output.
-    """
-
-    x: Tensor
-    z: Tensor
 
 
 class StreamState(CountingExecutor, LoggedExecutor):
@@ -66,6 +56,7 @@ class StreamState(CountingExecutor, LoggedExecutor):
         self.keyframe_order: tuple[str, ...] = ()
         self.refresh: Refresh | None = None
         self._repeated = RepeatedCalls()
+        self._shared = SharedTensors()
         self._holder: FrameType | None = None
 
     def start_frame(self, position: int, holder: FrameType | None = None) -> None:
@@ -80,6 +71,7 @@ class StreamState(CountingExecutor, LoggedExecutor):
         self.order.clear()
         self._logs.clear()
         self._repeated.clear()
+        self._shared.clear()
         if self.is_keyframe:
             self.caches.clear()
             if self.refresh is not None:
@@ -148,7 +140,8 @@ class StreamState(CountingExecutor, LoggedExecutor):
         if cache is None:
             msg = f"layer {name} was called {call[1]} time(s) at the keyframe and more often now. {_way_out(name)}"
             raise self._changed(msg)
-        found, expected = (x.shape, x.dtype, x.device), (cache.x.shape, cache.x.dtype, cache.x.device)
+        held = cache.held_x
+        found, expected = (x.shape, x.dtype, x.device), (held.data.shape, held.dtype, held.data.device)
         if found != expected:
             msg = (
                 f"layer {name} got {describe(found)} but its keyframe was {describe(expected)}. Call "
@@ -158,41 +151,53 @@ class StreamState(CountingExecutor, LoggedExecutor):
         if self._distance(name) == 0:
             self.log(name)
             return self._keyframe(layer, call, x, options)
-        self.log(name, (cache.x, cache.z))
+        memory = cache.x, cache.z
+        self.log(name, memory)
         if (name, 1) in self.caches:
-            self._repeated.add(name, x, cache.x)
-        return self._residual(layer, name, cache, x, options)
-
-    def _keyframe(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
-        x_hat, z = keyframe_path(layer, x, options)
-        # x̂_k is the stream's own already.
-        reference = self._own(x) if x_hat is None else self._kept(x_hat)
-        self.caches[call] = LayerCache(reference, self._own(z))
-        if self.is_keyframe and self.refresh is not None:
-            self.refresh.add(layer, x, z)
-        return z
-
-    def _residual(
-        self, layer: ResidualLayer, name: str, cache: LayerCache, x: Tensor, options: dict[str, Any]
-    ) -> Tensor:
-        z, delta_hat, choice = residual_path(layer, x, (cache.x, cache.z), options, self.workspace)
+            self._repeated.add(name, x, memory[0])
+        z, delta_hat, choice = residual_path(layer, x, memory, options, self.workspace)
         if choice is not None:
             self._record(layer, name, choice)
         if layer.settings.config.reference == "running":
-            x_hat = cache.x + delta_hat
-            cache.x = self._kept(x_hat)
-            cache.z = self._own(z)
+            self.caches[call] = Keeper(keep_graph=self.keep_graph).updated(layer, cache, memory[0] + delta_hat, z)
         return z
 
     def _distance(self, name: str) -> int:
         """Frames since a layer took its references."""
         return self.position if self.refresh is None else self.refresh.distance(name, self.position)
 
-    def _kept(self, tensor: Tensor) -> Tensor:
-        return tensor if self.keep_graph else tensor.detach()
+    def _keyframe(self, layer: ResidualLayer, call: Call, x: Tensor, options: dict[str, Any]) -> Tensor:
+        x_hat, z = keyframe_path(layer, x, options)
+        keeper = Keeper(keep_graph=self.keep_graph)
+        held_z = keeper.output(layer, z)
+        self.caches[call] = LayerCache(self._reference(keeper, layer, x, x_hat), held_z)
+        if self._may_share():
+            self._shared.add(z, held_z, keeper.kind(layer, z, layer.settings.config.state.output_bits))
+        if self.is_keyframe and self.refresh is not None:
+            self.refresh.add(layer, x, z)
+        return z
 
-    def _own(self, tensor: Tensor) -> Tensor:
-        return self._kept(tensor).clone()
+    def _reference(self, keeper: Keeper, layer: ResidualLayer, x: Tensor, x_hat: Tensor | None) -> Held:
+        """What is kept of x_k or x̂_k, once for all layers that read it; a running reference is of its layer."""
+        config = layer.settings.config
+        if config.reference == "running" or not self._may_share():
+            return keeper.reference(layer, x, x_hat)
+        kind = keeper.kind(layer, x, config.state.reference_bits) if x_hat is None else "quantized"
+        fresh = None
+        for held, is_certain in self._shared.find(x, kind):
+            if is_certain and x_hat is None:
+                return held
+            fresh = fresh or keeper.reference(layer, x, x_hat)
+            if fresh.equals(held):
+                return held
+        fresh = fresh or keeper.reference(layer, x, x_hat)
+        self._shared.add(x, fresh, kind)
+        return fresh
+
+    def _may_share(self) -> bool:
+        """Whether nobody follows what is kept: gradients through time, a tracer, a compiler."""
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        return not (self.keep_graph or is_traced or torch.compiler.is_compiling())
 
     def _record(self, layer: ResidualLayer, name: str, choice: Tensor) -> None:
         residual = layer.settings.residual
@@ -205,8 +210,8 @@ class StreamState(CountingExecutor, LoggedExecutor):
             self.choices[name] = bits[choice.long()]
 
     def state_bytes(self) -> int:
-        """Bytes that the caches hold in this simulation."""
-        return sum(t.numel() * t.element_size() for cache in self.caches.values() for t in (cache.x, cache.z))
+        """Bytes that the caches hold."""
+        return held_bytes(self.caches.values())
 
 
 def _way_out(name: str) -> str:

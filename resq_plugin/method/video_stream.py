@@ -27,7 +27,7 @@ from resq_plugin.method.outside import generator_that_holds, remembering_nodes, 
 from resq_plugin.method.recompute import following_checkpoints
 from resq_plugin.method.refresh import Refresh
 from resq_plugin.method.schedule import Schedule, make_schedule
-from resq_plugin.method.snapshot import Snapshot, precisions_of
+from resq_plugin.method.snapshot import Snapshot, precisions_of, reference_of
 from resq_plugin.method.stream_state import FARTHEST, StreamState, describe
 from resq_plugin.method.unfit_frames import telling_unfit_frames
 from resq_plugin.method.unlike_streams import Watch
@@ -228,7 +228,7 @@ class Stream:
         self._closed = True
 
     def state_bytes(self) -> int:
-        """Bytes that this stream's caches hold in the simulation (float). `measure_cost` tells those of a device."""
+        """Bytes that this stream's caches hold; `measure_cost` counts the same, of a model in float32."""
         return self._state.state_bytes()
 
     @property
@@ -272,7 +272,7 @@ class Stream:
             is_keyframe=self.is_keyframe,
             demanded=self._demanded,
             keyframe_input=self._keyframe_input,
-            reference=self.config.reference,
+            reference=reference_of(self.config),
             precisions=precisions_of(self.layers),
             numbers=self._conditions.numbers.checksum(),
             order=self._state.keyframe_order,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from resq_plugin.config import Precision
-from resq_plugin.cost import LayerCall
+from resq_plugin.config import Precision, StateConfig
+from resq_plugin.cost import Kept, LayerCall, state_bytes_of
 from resq_plugin.planning.effects import Effect, LayerStudy
 from resq_plugin.planning.target import Choice, Target
 
 __all__ = ["Menu", "Option", "Work", "measure_menu", "menu_at", "works_of"]
-
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,13 @@ class Work:
         macs: multiply-accumulates.
         inputs: elements it reads.
         outputs: elements it writes.
+        kept: bytes of references and outputs by what residuals are to, with one or two bytes of quantized ones.
     """
 
     macs: int
     inputs: int
     outputs: int
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     def bops(self, choice: Choice, bits: Sequence[float]) -> float:
         """Bit operations per frame of an interval with those mean activation bits at t = 0, 1, ..., T - 1.
@@ -49,16 +49,26 @@ class Work:
         """Bytes kept between frames."""
         if choice.residual is None:
             return 0
-        per_input = FLOAT_BYTES if reference == "float" else -(-choice.keyframe.pool[-1] // 8)
-        return self.inputs * per_input + self.outputs * FLOAT_BYTES
+        two = reference == "quantized" and choice.keyframe.pool[-1] > 8
+        return self.kept.get(f"{reference} 16" if two else reference, 0)
 
 
-def works_of(calls: Iterable[LayerCall]) -> dict[str, Work]:
-    """What each layer has to do, by name."""
+def works_of(calls: Sequence[LayerCall], state: StateConfig | None = None) -> dict[str, Work]:
+    """What each layer has to do, by name.
+
+    Args:
+        calls: in the order in which the network makes them.
+        state: how things are kept.
+    """
+    state = state or StateConfig()
+    byte, word = Precision(8, 8), Precision(8, 16)
+    ways = {reference: Kept(byte, byte, reference, state) for reference in ("float", "quantized", "running")}
+    ways["quantized 16"] = Kept(word, byte, "quantized", state)
+    sizes = {way: state_bytes_of(calls, lambda _, kept=kept: kept) for way, kept in ways.items()}  # type: ignore[misc]
     found: dict[str, Work] = {}
     for call in calls:
-        old = found.get(call.name, Work(0, 0, 0))
-        found[call.name] = Work(old.macs + call.macs, old.inputs + call.inputs, old.outputs + call.outputs)
+        old, kept = found.get(call.name, Work(0, 0, 0)), {way: by_name[call.name] for way, by_name in sizes.items()}
+        found[call.name] = Work(old.macs + call.macs, old.inputs + call.inputs, old.outputs + call.outputs, kept)
     return found
 
 

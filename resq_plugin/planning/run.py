@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from resq_plugin.calibration import Clip, fingerprint, split_clip
 from resq_plugin.comparison import default_predict, first_output
+from resq_plugin.config import ResQConfig, StateConfig
 from resq_plugin.conversion import evaluating
 from resq_plugin.cost import dry_run
 from resq_plugin.errors import ConfigError, ConversionError
@@ -139,7 +140,7 @@ def search(
         candidates = _candidates(model, study, target, intervals, goal, trials, scores, criterion, common)
         points_found = verify_front([point for point, _ in candidates], goal, trials, points, bar)
     plans = {json.dumps(point.config.to_dict(), sort_keys=True): plan for point, plan in candidates}
-    works = works_of(dry_run(model, trials.shape, trials.arguments).calls)
+    works = works_of(dry_run(model, trials.shape, trials.arguments).calls, _state(common))
 
     def planned(point: Point) -> Plan:
         assignment = plans[json.dumps(point.config.to_dict(), sort_keys=True)]
@@ -169,7 +170,7 @@ def _candidates(
     common: Mapping[str, Any],
 ) -> list[tuple[Point, Assignment]]:
     """The front over all references and T, and the configuration of each plan."""
-    works = works_of(dry_run(model, trials.shape, trials.arguments).calls)
+    works = works_of(dry_run(model, trials.shape, trials.arguments).calls, _state(common))
     plans: list[Assignment] = []
     for reference, menus in study.menus.items():
         for interval in intervals:
@@ -215,3 +216,7 @@ def _prices(options: Mapping[str, Sequence[Option]], goal: Goal) -> tuple[float,
     bops = sum(max(option.bops for option in menu) for menu in options.values())
     state = max(sum(max(option.state for option in menu) for menu in options.values()), 1)
     return (0.0, *(bops / state * 4.0**power for power in range(-6, 5)))
+
+
+def _state(common: Mapping[str, Any]) -> StateConfig:
+    return ResQConfig.from_dict({"state": common.get("state", {})}).state

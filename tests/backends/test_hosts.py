@@ -23,6 +23,7 @@ from resq_plugin import (
     revert,
     save_checkpoint,
     save_ranges,
+    stream,
     summarize,
 )
 from resq_plugin.calibration import Statistics
@@ -49,8 +50,8 @@ def backend(request: pytest.FixtureRequest) -> str:
 def calibrated(frames: list[Tensor], backend: str) -> Make:
     """Return a function that converts and calibrates a small net of the zoo, by the backend under test or another."""
 
-    def make(name: str = "residual", precision: str = STATIC, by: str = backend, **settings: object) -> nn.Module:
-        model = convert(seeded(ZOO[name]), ResQConfig.parse(precision, backend=by, **settings))
+    def make(name: str = "residual", precision: str = STATIC, by: str | None = None, **settings: object) -> nn.Module:
+        model = convert(seeded(ZOO[name]), ResQConfig.parse(precision, backend=by or backend, **settings))
         calibrate(model, [frames[:3], frames[3:6]])
         return model
 
@@ -58,6 +59,24 @@ def calibrated(frames: list[Tensor], backend: str) -> Make:
 
 
 # --- the torch backend's numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reference", ["quantized", "running"])
+@pytest.mark.parametrize("state", [{}, {"reference_bits": 8, "output_bits": 8}, {"stateless": ["conv1"]}])
+def test_state_is_kept_as_by_the_torch_backend(reference: str, state: dict[str, object], calibrated: Make) -> None:
+    found, expected = (calibrated("residual", by=by, reference=reference, state=state) for by in (None, "torch"))
+    for model in (found, expected):
+        with torch.no_grad(), stream(model) as player:
+            outputs = [player(frame) for frame in video(4)]
+            assert player.state_bytes() == measure_cost(model, (2, 3, 12, 16)).state_bytes
+            kept = {key: [t.dtype for t in pair] for key, pair in player.get_state()["caches"].items()}
+        if model is found:
+            first, dtypes = outputs, kept
+    assert_equal(first, outputs)
+    assert dtypes == kept
+    assert (("conv1", 0) in kept) == ("stateless" not in state)
+    if reference == "quantized":
+        assert all(x in (torch.int8, torch.uint8) for x, _ in kept.values())
 
 
 @pytest.mark.parametrize("weights", ["tensor", "channel"])

@@ -152,7 +152,7 @@ def test_frame_quantization_costs_the_same_in_every_frame() -> None:
 
 @pytest.mark.parametrize(
     ("reference", "precision", "per_input"),
-    [("float", "W8A8->W4A4", 4), ("quantized", "W8A8->W4A4", 1), ("running", "W4A4->W3A3", 1), ("running", "W8A9", 0)],
+    [("float", "W8A8->W4A4", 4), ("quantized", "W8A8->W4A4", 1), ("running", "W4A4->W3A3", 4), ("running", "W8A9", 0)],
 )
 def test_state_bytes_follow_the_reference(reference: str, precision: str, per_input: int) -> None:
     net = nn.Sequential(nn.Conv2d(3, 7, 1))

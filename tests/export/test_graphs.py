@@ -149,11 +149,11 @@ def test_quantized_memory_is_lossless_in_8_bits(tmp_path: Path) -> None:
     player(frames[0].numpy())
     with torch.no_grad(), stream(model) as played:
         played(frames[0])
-        expected = played.get_state()["caches"]
+        expected = played._state.caches["0", 0].x
 
     held, memory = {cache.name: cache for cache in player.caches}, player.memory_arrays()
     assert {held[f"{layer}.x"].dtype for layer in (0, 3, 5)} == {"int8"}
-    assert np.array_equal(memory["0.x"], expected["0", 0][0].numpy())  # the first layer sees the very same frame
+    assert np.array_equal(memory["0.x"], expected.numpy())  # the first layer sees the very same frame
     assert held["0.x"].bytes == 2 * 3 * 12 * 16
     assert player.state_bytes() == sum(cache.bytes for cache in player.caches)
 
