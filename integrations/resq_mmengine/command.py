@@ -117,12 +117,15 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 def _run_davis(args: argparse.Namespace, console: Console) -> int:
     from resq_vos.on_davis import DavisOptions, evaluate_davis  # noqa: PLC0415
 
+    from resq_plugin.report import progress_bar  # noqa: PLC0415
+
     for name in ("data_root", "work_dir"):
         if getattr(args, name) is not None:
             msg = f"--{name.replace('_', '-')} has no meaning for a folder of DAVIS; leave it out."
             raise ConfigError(msg)
     options = DavisOptions.parse(args.cfg_options)
-    with console.status("measuring J and F ..."):
+    with progress_bar(console) as bar:
+        task = bar.add_task("starting", total=None)
         found = evaluate_davis(
             args.config,
             args.checkpoint,
@@ -130,6 +133,7 @@ def _run_davis(args: argparse.Namespace, console: Console) -> int:
             precision=args.precision,
             interval=args.interval,
             schemes=args.schemes,
+            on_step=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )
         rows = [dict(row) for row in found]
     _show(rows, args, console)

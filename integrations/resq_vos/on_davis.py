@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,12 @@ def evaluate_davis(
     precision: str | None = None,
     interval: int | None = None,
     schemes: Sequence[str] = ("float", "frame", "resq"),
+    on_step: Callable[[str, int, int], object] = lambda *_: None,
 ) -> Iterator[Mapping[str, Any]]:
     """Yield a row per scheme, as `resq_plugin.report` takes them; J is the accuracy.
+
+    ``on_step`` is told what is done now, how many steps are behind, and of how many: a sequence to calibrate on, a
+    scheme, or a frame of it.
 
     Raises:
         ResQError: whatever the folder, the options or the weights lack.
@@ -111,10 +116,20 @@ def evaluate_davis(
         raise ConfigError(msg)
     model = build_stm(options.model, checkpoint)
     videos = [_video(sequence, options) for sequence in measured]
-    clips = [clip for sequence in calibration for clip in _clips(model, _video(sequence, options), options)]
+    frames = sum(len(video.targets or ()) for video in videos)
+    steps, total = itertools.count(), len(calibration) + (1 + frames) * len(chosen)
+    clips: list[list[SegmentationStep]] = []
+    for sequence in calibration:
+        on_step(f"clips of {sequence.name}", next(steps), total)
+        clips += _clips(model, _video(sequence, options), options)
     reference = None
     for scheme in chosen:
-        row, run = run_scheme(model, scheme, videos, clips, reference, every=options.every)
+        on_step(scheme.name if scheme.config is None else f"{scheme.name}: calibrating", next(steps), total)
+
+        def on_frame(name: str = scheme.name) -> None:
+            on_step(name, next(steps), total)
+
+        row, run = run_scheme(model, scheme, videos, clips, reference, every=options.every, on_frame=on_frame)
         if scheme.name == "float":
             reference = run
         elif reference is None:  # nobody ran it in float

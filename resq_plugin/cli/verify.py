@@ -58,9 +58,15 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     htp: HtpVerification | None = None
     if args.target == "htp":
         from resq_plugin.export import verify_htp  # noqa: PLC0415
+        from resq_plugin.report import progress_bar  # noqa: PLC0415
 
-        with console.status("running on the HTP"):
-            htp = verify_htp(args.folder, frames=args.frames)
+        with progress_bar(console) as bar:
+            task = bar.add_task("HTP", total=None, completed=-1)
+            htp = verify_htp(
+                args.folder,
+                frames=args.frames,
+                on_step=lambda text, total: bar.update(task, description=f"HTP, {text}", advance=1, total=total),
+            )
         values["htp"] = dataclasses.asdict(htp)
         _show_htp(htp, console)
     if args.json:

@@ -36,9 +36,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_both_graphs_run_whole_and_every_layer_is_close(exported: Path) -> None:
-    found = verify_htp(exported, frames=2)
+def _steps(graph: str) -> list[str]:
+    """Its operators, both sessions, and two frames."""
+    return [f"{graph} graph: operators", *[f"{graph} graph"] * 3]
 
+
+def test_both_graphs_run_whole_and_every_layer_is_close(exported: Path) -> None:
+    steps: list[tuple[str, int]] = []
+    found = verify_htp(exported, frames=2, on_step=lambda text, total: steps.append((text, total)))
+
+    assert steps == [(text, 8) for text in (*_steps("keyframe"), *_steps("residual"))]
     assert [graph.graph for graph in found.graphs] == ["keyframe", "residual"]
     assert found.worst_layer <= LAYER_LSB
     weights = {layer.weight for layer in found.layers}

@@ -130,7 +130,15 @@ def test_masks_must_fit_and_show_an_object(
 
 
 @pytest.mark.parametrize(("year", "objects"), [("2016", 1), ("2017", 2)])
-def test_eval_runs_the_layout_of_davis(tmp_path: Path, weights: str, year: str, objects: int) -> None:
+def test_eval_runs_the_layout_of_davis(
+    tmp_path: Path,
+    weights: str,
+    year: str,
+    objects: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal, which shows a bar
     root = write_davis(tmp_path / "davis", single=False)
     path = tmp_path / "rows.json"
     argv = ["eval", str(root), "--checkpoint", weights, "--precision", "W8A8->W4A8", "--interval", "2"]
@@ -141,6 +149,11 @@ def test_eval_runs_the_layout_of_davis(tmp_path: Path, weights: str, year: str, 
     assert {row["metric"] for row in rows} == {"J"}
     assert all(set(row["sequences"]) == {"dog"} for row in rows)
     assert len(rows[0]["sequences"]["dog"]["objects"]) == objects
+    shown = capsys.readouterr().out
+    frames = len(list((root / "JPEGImages" / "240p" / "dog").iterdir()))
+    assert f"/{1 + 3 * (1 + frames)}" in shown  # a sequence to calibrate on, and three schemes with their frames
+    assert "resq: calibrating" in shown
+    assert "left" in shown
 
 
 def test_errors_of_eval_on_davis(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:

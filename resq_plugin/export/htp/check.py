@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -92,13 +93,20 @@ class HtpVerification:
         return max((layer.lsb for layer in self.layers), default=0)
 
 
-def verify_htp(folder: str | PathLike[str], *, frames: int = 2, layers: bool = True) -> HtpVerification:
+def verify_htp(
+    folder: str | PathLike[str],
+    *,
+    frames: int = 2,
+    layers: bool = True,
+    on_step: Callable[[str, int], object] = lambda *_: None,
+) -> HtpVerification:
     """Run both graphs on the HTP with CPU fallback off and compare.
 
     Args:
         folder: exported with ``htp=HtpConfig()``.
         frames: frames of the golden clip; the emulation is slow.
         layers: also compare every operator inside.
+        on_step: told what begins, and of how many steps it is one.
 
     Raises:
         ExportError: a file is missing or was changed, or the folder was not exported for the HTP.
@@ -112,14 +120,17 @@ def verify_htp(folder: str | PathLike[str], *, frames: int = 2, layers: bool = T
     tables = {"keyframe": (golden.frames, golden.keyframe), "residual": (golden.frames[1:], golden.residual)}
     graphs: list[GraphDifference] = []
     singles: list[LayerDifference] = []
+    total = sum(1 + layers + len(tables[kind][0][:frames]) for kind in target.graphs)
     for kind in target.graphs:
         inputs, expected = tables[kind]
         feeds = [_feed(manifest, target, kind, frame, golden) for frame in inputs[:frames]]
         watched: Mapping[str, Array] = {}
         if layers:
+            on_step(f"{kind} graph: operators", total)
             found, watched = compare_layers(folder / FOLDER / f"{kind}.onnx", target.arch, target.soc, feeds[0])
             singles += found
-        graphs.append(_compare(folder, manifest, kind, feeds, expected[:frames], watched))
+        told = partial(on_step, f"{kind} graph", total)
+        graphs.append(_compare(folder, manifest, kind, feeds, expected[:frames], watched, told))
     return HtpVerification(
         tuple(graphs), tuple(sorted(singles, key=lambda layer: (layer.passed, -layer.lsb))), manifest.layers
     )
@@ -149,7 +160,9 @@ def _compare(
     feeds: list[dict[str, Array]],
     expected: Sequence[Mapping[str, Array]],
     watched: Mapping[str, Array],
+    on_step: Callable[[], object],
 ) -> GraphDifference:
+    on_step()  # both graphs are compiled
     sessions = open_session(folder, manifest, kind, "htp"), integer_session(folder / FOLDER / f"{kind}.onnx")
     names = [value.name for value in sessions[0].get_outputs()]
     here = {cache.name: cache for cache in manifest.caches}
@@ -158,6 +171,7 @@ def _compare(
     htp: Pairs = {name: [] for name in names}
     cpu: Pairs = {name: [] for name in names}
     for feed, torch in zip(feeds, expected, strict=True):
+        on_step()
         for name, ours, theirs in zip(names, *(session.run(names, feed) for session in sessions), strict=True):
             each[name].append((ours, theirs))
             value = _values(torch[name], here.get(name.removeprefix("new.")))
