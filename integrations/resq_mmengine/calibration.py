@@ -7,17 +7,18 @@ from typing import Any, overload
 
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
 from resq_mmengine.clips import Interval, clips_of, cut
+from resq_mmengine.pipelines import build_dataset, check_packed, telling
 from resq_mmengine.settings import Settings
 from resq_plugin import calibrate
 from resq_plugin.errors import CalibrationError
 from resq_plugin.method import residual_layers
 
-__all__ = ["ClipLoader", "calibrate_from_settings", "is_calibrated"]
+__all__ = ["KEY", "ClipLoader", "calibrate_from_settings", "is_calibrated"]
 
+KEY = "resq.calibration.dataset"
 LINES = "resq = dict(calibration=dict(dataset=dict(type='resq_mmseg.CamVidSequence', data_root=..., ...)))"
 
 
@@ -48,7 +49,9 @@ class ClipLoader(Sequence[list[Tensor]]):
         return [self._frame(frame) for frame in self.intervals[index]]
 
     def _frame(self, index: int) -> Tensor:
-        batch = pseudo_collate([self.dataset[index]])
+        with telling(f"frame {index} of {KEY} ({type(self.dataset).__name__}) cannot be made"):
+            batch = pseudo_collate([self.dataset[index]])
+        check_packed(batch, KEY)
         inputs: Tensor = self.model.data_preprocessor(batch, False)["inputs"]  # type: ignore[operator]
         return inputs
 
@@ -68,6 +71,7 @@ def calibrate_from_settings(model: nn.Module, settings: Settings) -> None:
 
     Raises:
         CalibrationError: the configuration names none.
+        ConfigError: they cannot be built, or a step of their pipeline fails.
     """
     clips = settings.clips
     if clips.dataset is None:
@@ -76,7 +80,7 @@ def calibrate_from_settings(model: nn.Module, settings: Settings) -> None:
             f"{LINES}, or load a calibrated checkpoint."
         )
         raise CalibrationError(msg)
-    dataset = DATASETS.build(dict(clips.dataset))
+    dataset = build_dataset(clips.dataset, KEY)
     length = clips.length or max(settings.config.interval, 2)
     loader = ClipLoader(dataset, model, length, clips.step)
     calibrate(model, loader, run=lambda frame: model(frame, None, mode="tensor"))

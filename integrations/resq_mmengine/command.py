@@ -223,6 +223,7 @@ def evaluate_config(
 
     from resq_mmengine import mmcv_lite  # noqa: PLC0415
     from resq_mmengine.hook import ResQHook, frame_shape  # noqa: PLC0415
+    from resq_mmengine.pipelines import check_packed  # noqa: PLC0415
     from resq_mmengine.progress import ProgressHook  # noqa: PLC0415
     from resq_mmengine.settings import read_settings  # noqa: PLC0415
     from resq_mmengine.zoo import FrameModel  # noqa: PLC0415
@@ -248,6 +249,7 @@ def evaluate_config(
         with _errors_of_config(config):
             runner = Runner.from_cfg(config)
             loop = runner.test_loop  # with its data
+            check_packed(loop.dataloader.dataset[0], "test_dataloader.dataset")
         runner.register_hook(ProgressHook(on_frame, len(loop.dataloader)))
         with _errors_of_files(config):
             metrics = runner.test()
@@ -318,15 +320,10 @@ class _New(logging.Filter):
 @contextlib.contextmanager
 def _errors_of_config(config: Config) -> Iterator[None]:
     """Let what a toolkit says of a config that it cannot build be one line."""
-    try:
-        with _errors_of_files(config):
-            yield
-    except ResQError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:400]
-        msg = f"the test of {config.filename} cannot be built: {type(error).__name__}: {text}"
-        raise ConfigError(msg) from error
+    from resq_mmengine.pipelines import telling  # noqa: PLC0415
+
+    with telling(f"the test of {config.filename} cannot be built"), _errors_of_files(config):
+        yield
 
 
 @contextlib.contextmanager
@@ -349,12 +346,15 @@ def _errors_of_workers() -> Iterator[None]:
     """Let an error of a data loader's process be the line it was there, without that process's traceback."""
     try:
         yield
-    except ResQError as error:
+    except Exception as error:
         name = type(error).__name__
         _, told, line = str(error).rpartition(f"{name}: ")
         if "Original Traceback" not in str(error) or not told:
             raise
-        raise type(error)(line.strip()) from error
+        if isinstance(error, ResQError):
+            raise type(error)(line.strip()) from error
+        msg = f"a frame of test_dataloader.dataset cannot be made: {name}: {' '.join(line.split())[:400]}"
+        raise ConfigError(msg) from error
 
 
 def _accuracy_name(metrics: dict[str, Any]) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from resq_mmengine.calibration import ClipLoader
+from resq_mmengine.calibration import KEY, ClipLoader
 from resq_mmengine.own_video import PipelineFrames, open_pictures, pipeline_of
+from resq_mmengine.pipelines import build_dataset
 from resq_plugin.errors import ExportError
 
 __all__ = ["frames_of_config", "frames_of_video"]
@@ -58,7 +59,7 @@ def frames_of_config(
     if not dataset:
         return None
     with DefaultScope.overwrite_default_scope(str(config.default_scope)):
-        clips = ClipLoader(DATASETS.build(dict(dataset)), network, count)
+        clips = ClipLoader(build_dataset(dataset, KEY), network, count)
         clip = next((clips[index] for index, part in enumerate(clips.intervals) if len(part) > 1), None)
     if clip is None:
         msg = "the clips of resq.calibration.dataset have one frame each; give --frames VIDEO."

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import TRANSFORMS, DefaultScope
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from resq_mmengine.pipelines import build_transforms, check_packed, step_errors
 from resq_mmengine.refusals import RANDOM_TRANSFORMS
 from resq_plugin.errors import ConfigError, VideoError
 from resq_plugin.video import ImageFolder, VideoFile
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+OWNER = "the config's test data"
 
 LOADERS = ("LoadImage", "LoadAnnotations", "LoadImageFromFile", "LoadImageFromNDArray")
 """Transforms that get pictures and labels from files; here the pictures are there already."""
@@ -123,7 +126,7 @@ class PipelineFrames(Sequence[Tensor]):
         self.count = len(pictures) if frames is None else min(frames, len(pictures))
         self.is_pose = scope == "mmpose"
         with DefaultScope.overwrite_default_scope(scope):
-            self.pipeline = Compose([TRANSFORMS.build(dict(step)) for step in transforms])
+            self.steps = build_transforms(transforms, OWNER)
 
     def __len__(self) -> int:
         return self.count
@@ -148,8 +151,18 @@ class PipelineFrames(Sequence[Tensor]):
         if self.is_pose:
             box = [0, 0, width, height] if self.boxes is None else self.boxes[index]
             values |= {"bbox": np.array([box], np.float32), "bbox_score": np.ones(1, np.float32)}
-        packed: dict[str, Any] = self.model.data_preprocessor(pseudo_collate([self.pipeline(values)]), False)  # type: ignore[operator]
+        for step in self.steps:
+            with step_errors(step, OWNER, f"frame {index}{self._origin(index)}"):
+                values = step(values)
+        check_packed(values, OWNER)
+        packed: dict[str, Any] = self.model.data_preprocessor(pseudo_collate([values]), False)  # type: ignore[operator]
         return packed
+
+    def _origin(self, index: int) -> str:
+        """What file a frame is of, as far as the pictures tell."""
+        if isinstance(self.pictures, ImageFolder):
+            return f" ({self.pictures.files[index]})"
+        return f" of {self.pictures.path}" if isinstance(self.pictures, VideoFile) else ""
 
 
 class PredictingModel(nn.Module):

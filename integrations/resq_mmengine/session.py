@@ -16,6 +16,7 @@ from mmengine.dist import all_gather_object
 from mmengine.evaluator import Evaluator
 from torch import nn
 
+from resq_mmengine.pipelines import check_packed
 from resq_plugin import stream
 from resq_plugin.errors import ConfigError
 from resq_plugin.evaluation import Evaluation, sum_pixels
@@ -68,8 +69,9 @@ class VideoSession:
         """Predict the next frames of N clips in step; takes the place of the model's ``test_step``.
 
         Raises:
-            ConfigError: the samples do not tell their clip and frame.
+            ConfigError: the samples do not tell their clip and frame, or the pipeline does not pack them.
         """
+        check_packed(data_batch, "the dataset that is tested")
         data = self.model.data_preprocessor(data_batch, False)  # type: ignore[operator]
         frames = [_place(sample) for sample in data["data_samples"]]
         if frames != self._last or any(sample.metainfo.get("keyframe") for sample in data["data_samples"]):

@@ -17,6 +17,7 @@ from mmcv.transforms import LoadAnnotations
 from mmengine.dataset import Compose
 from PIL import Image
 
+from resq_mmengine.pipelines import step_errors
 from resq_plugin.errors import ConfigError, ResQError, VideoError
 from resq_plugin.video import natural_key
 
@@ -48,7 +49,7 @@ class VideoDataset:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.pipeline = FramePipeline(self.pipeline.transforms)
+        self.pipeline = FramePipeline(self.pipeline.transforms, type(self).__name__)
 
     def prepare_data(self, idx: int) -> Any:
         """Run the pipeline on one frame; random transforms are alike for all frames of an interval.
@@ -73,10 +74,18 @@ class VideoDataset:
 class FramePipeline(Compose):
     """The transforms of a dataset, run on one frame.
 
+    Args:
+        transforms: settings of transforms, or built ones.
+        owner: what messages call the dataset.
+
     Raises:
-        ConfigError: a transform needs the label of a frame that has none.
+        ConfigError: a transform fails, or needs the label of a frame that has none.
         DatasetError: a frame or label cannot be read, or a label is none of its frame.
     """
+
+    def __init__(self, transforms: Any, owner: str = "the dataset") -> None:
+        super().__init__(transforms)
+        self.owner = owner
 
     def check_alike(self) -> None:
         """Refuse a crop that depends on the labels of its frame.
@@ -96,20 +105,23 @@ class FramePipeline(Compose):
     def __call__(self, data: dict) -> dict | None:
         """Run all transforms."""
         tags = {key: data[key] for key in TAGS}
+        place = f"frame {tags['frame_index']} of clip {tags['clip_id']}"
+        where = f"{place} ({data['img_path']})" if data.get("img_path") else place
         for transform in self.transforms:
             if not tags["labelled"] and isinstance(transform, LoadAnnotations):
                 continue
-            try:
-                data = load(transform, data) if type(transform).__name__.startswith("Load") else transform(data)
-            except KeyError as error:
-                if tags["labelled"]:
-                    raise
-                msg = (
-                    f"{type(transform).__name__} needs {error} but frame {tags['frame_index']} of clip "
-                    f"{tags['clip_id']} has no label. Train on labelled frames only (frames=(0, 0)) or on "
-                    "pseudo-labels (pseudo_label_dir=..., made by `python -m resq_mmseg.pseudo_labels`)."
-                )
-                raise ConfigError(msg) from error
+            with step_errors(transform, self.owner, where):
+                try:
+                    data = load(transform, data) if type(transform).__name__.startswith("Load") else transform(data)
+                except KeyError as error:
+                    if tags["labelled"]:
+                        raise
+                    msg = (
+                        f"{type(transform).__name__} needs {error} but {place} has no label. Train on labelled frames "
+                        "only (frames=(0, 0)) or on pseudo-labels (pseudo_label_dir=..., made by "
+                        "`python -m resq_mmseg.pseudo_labels`)."
+                    )
+                    raise ConfigError(msg) from error
             if data is None:
                 return None
         if "data_samples" in data:
