@@ -104,7 +104,7 @@ def measure_menu(study: LayerStudy, target: Target, *, streams: bool, frames: bo
     """
     keyframes = target.keyframe_choices()
     found: dict[str, Effect] = {}
-    if frames:
+    if frames or target.stateless:
         found |= {str(Choice(precision)): study.frame_effect(precision) for precision in keyframes}
     if not streams:
         return found
@@ -151,6 +151,9 @@ def menu_at(menu: Menu, work: Work, target: Target, interval: int, reference: st
             bops = work.bops(choice, effect.bits[:interval])
             error = _mean(effect.error[:interval]) + more
             options.append(Option(choice, error, bops, work.state(choice, reference)))
+        if target.stateless:
+            choice = Choice(keyframe)
+            options.append(Option(choice, _mean(menu[str(choice)].error[:interval]), work.bops(choice, ()), 0))
     return options
 
 

@@ -180,6 +180,9 @@ def config_of(plan: Assignment, settings: Mapping[str, Any]) -> ResQConfig:
     values = {**settings, "policy": policy, "overrides": overrides, "interval": plan.interval}
     if plan.interval > 1:
         values["reference"] = plan.reference
+        stateless = [name for name, choice in plan.choices.items() if choice.residual is None]
+        if stateless:
+            values["state"] = {**settings.get("state", {}), "stateless": stateless}
     return ResQConfig.parse(common, **values)
 
 

@@ -69,6 +69,7 @@ class Target:
         weights: scales per ``tensor``, per output ``channel``, or whichever is better.
         grids: of keyframes: ``symmetric``, ``unsigned``, or whichever is better.
         shared_inputs: layers that read the same tensor get the same precision and τ.
+        stateless: whether a layer may keep nothing between frames, and quantize each frame on its own.
 
     Raises:
         ConfigError: a value is impossible; the message names it.
@@ -87,6 +88,7 @@ class Target:
     weights: tuple[str, ...] = ("tensor", "channel")
     grids: tuple[str, ...] = ("symmetric", "unsigned")
     shared_inputs: bool = False
+    stateless: bool = False
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):

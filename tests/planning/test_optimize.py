@@ -12,8 +12,9 @@ from resq_plugin import ResQConfig, convert, measure_cost
 from resq_plugin.cost import dry_run
 from resq_plugin.planning import Choice, Target
 from resq_plugin.planning.effects import Effect, distances
-from resq_plugin.planning.optimize import hull, pareto, sweep
+from resq_plugin.planning.optimize import Assignment, hull, pareto, sweep
 from resq_plugin.planning.options import Option, Work, menu_at, works_of
+from resq_plugin.planning.plan import config_of
 
 CHOICES = [Choice.parse(f"W{bits}A{bits}") for bits in range(2, 8)]
 NUMBERS = st.integers(0, 20).map(float)
@@ -136,3 +137,36 @@ def test_distances_hold_the_first_and_the_last(length: int) -> None:
     if length > 1:
         assert found[-1] == length - 1
         assert found[0] == 1
+
+
+def test_a_layer_whose_residuals_do_not_pay_may_keep_nothing() -> None:
+    target = Target(keyframes=("W8A8",), residuals=("W8A8", "W4A4"), stateless=True)
+    effects = {
+        "W8A8->W8A8": Effect((1.0, 2.0, 3.0), (8.0, 8.0, 8.0)),
+        "W8A8->W4A4": Effect((1.0, 6.0, 8.0), (8.0, 4.0, 4.0)),
+        "W8A8": Effect((1.0, 1.0, 1.0), (8.0, 8.0, 8.0)),
+    }
+    work = Work(10, 4, 4, {"running": 32})
+    options = {str(o.choice): o for o in menu_at(effects, work, target, 3, "running")}
+    assert (options["W8A8"].error, options["W8A8"].bops, options["W8A8"].state) == (1.0, 640.0, 0)
+    assert options["W8A8->W8A8"].state == 32
+    finest, coarsest = sweep({"a": list(options.values()), "b": list(options.values())}, interval=3)[::2]
+    assert {str(c) for c in finest.choices.values()} == {"W8A8"}
+    plan = Assignment({"a": finest.choices["a"], "b": coarsest.choices["b"]}, 0.0, 0.0, 0, 3, "running")
+    config = config_of(plan, {"state": {"output_bits": 8}})
+    assert [str(side) for side in config.precision_of("a")] == ["W8A8", "None"]
+    assert [str(side) for side in config.precision_of("b")] == ["W8A8", "W4A4"]
+    assert config.state.output_bits == 8
+
+
+@pytest.mark.parametrize("state", [{}, {"reference_bits": 8, "output_bits": 16}])
+@pytest.mark.parametrize("reference", ["float", "quantized", "running"])
+def test_state_of_every_kind_is_that_of_measure_cost(reference: str, state: dict[str, int]) -> None:
+    from helpers import Residual, seeded
+
+    net, shape = seeded(Residual), (1, 3, 24, 32)
+    for text in ("W8A8->W4A4", "W8A12->W4A4"):
+        config = ResQConfig.parse(text, interval=4, reference=reference, state=state)
+        works = works_of(dry_run(net, shape).calls, config.state)
+        for layer in measure_cost(net, shape, config).layers:
+            assert works[layer.name].state(Choice.parse(text), reference) == layer.state_bytes
