@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import logging
@@ -99,6 +100,18 @@ def test_a_verified_plan_is_what_a_user_measures_with_its_configuration(found: S
     assert verified.state_megabytes == cost.state_bytes / 1e6 == found.plan.point.state_megabytes
     base = measure_cost(network(), (1, 3, 12, 16), ResQConfig.parse("W8A8")).bops_per_frame
     assert verified.relative == cost.bops_per_frame / base
+
+
+def test_state_is_limited_by_fewer_bits_and_by_layers_that_keep_nothing() -> None:
+    options = COMMON | {"target": dataclasses.replace(COMMON["target"], intervals=(3,), stateless=True), "points": 1}
+    state = {"reference_bits": 8, "output_bits": 8}
+    found = search(network(), film(), max_state_mb=0.003, state=state, **options)
+    config, point = found.plan.config, found.plan.point
+    assert config.state.output_bits == 8
+    assert config.state.stateless
+    assert config.residual is not None
+    assert point.verified.state_megabytes == point.state_megabytes <= 0.003
+    assert measure_cost(network(), (1, 3, 12, 16), config).state_bytes == point.state_megabytes * 1e6 > 0
 
 
 def test_the_same_seed_gives_the_same_answer_and_the_model_is_given_back(found: SearchResult) -> None:
