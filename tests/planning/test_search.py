@@ -292,6 +292,23 @@ def test_what_the_target_lacks_is_not_in_a_plan() -> None:
         assert point.config.weights == "tensor"
 
 
+def test_layers_in_float_count_as_such_before_and_after_they_are_measured() -> None:
+    static = {
+        "weight_bits": (8,),
+        "activation_bits": (4, 8),
+        "pools": False,
+        "intervals": (3,),
+        "weights": ("tensor",),
+    }
+    result = search(network(), film(), max_drop=100, exclude=("3",), **{**COMMON, "target": static})
+    measured = [point for point in result.front if point.verified is not None]
+    assert measured
+    for point in measured:
+        assert point.gbops == pytest.approx(point.verified.gbops)  # type: ignore[union-attr]
+        assert point.relative == pytest.approx(point.verified.relative)  # type: ignore[union-attr]
+        assert point.gbops > 32 * 32 * 8 * 8 * 9 * 12 * 16 / 1e9  # the layer in float alone
+
+
 class Branches(nn.Module):
     """Two layers that read one tensor, and one that no frame reaches."""
 

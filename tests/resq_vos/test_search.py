@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from resq_vos.calibration import record_clips
 from resq_vos.cost import vos_cost
@@ -56,6 +57,7 @@ def test_a_plan_of_an_stm_is_found_on_recorded_steps() -> None:
     assert verified is not None
     expected = vos_cost(model, (1, 3, 32, 44), plan.config, objects=2).bops_per_frame / 1e9
     assert verified.gbops == expected
+    assert plan.point.gbops == pytest.approx(expected)
     base = vos_cost(model, (1, 3, 32, 44), ResQConfig.parse("W8A8"), objects=2).bops_per_frame / 1e9
     assert verified.relative == expected / base
     assert found.front[0].gbops < found.front[-1].gbops
