@@ -63,6 +63,7 @@ from resq_plugin import ResQConfig, calibrate, convert
 model = convert(network, ResQConfig.parse("W8A8->W4A8", weights="channel"), example=frames[0])
 calibrate(model, clips)
 """,
+    "docs/ptq.md": _SMALL_NET + "net = network",
     "docs/training.md": _SMALL_NET
     + """
 images, labels = torch.randn(4, 3, 16, 24), torch.randint(0, 4, (4, 16, 24))

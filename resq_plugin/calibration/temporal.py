@@ -46,10 +46,11 @@ def calibrate(
     The model runs in float. Every frame is an exemplar of keyframes, every frame after the first of its interval one
     of residuals to that first (to the last frame with ``reference="running"``), up to ``config.calibration.samples``
     of each. Clips longer than T are split into intervals as streams split them. Ranges are set at the very end, so an
-    error leaves those of before. Layers that no frame reaches become plain float layers again, with a notice. One
-    warning names what is wrong with the clips or the configuration: layers that saw no change (their residual range
-    is that of the keyframes) or only zeros, and layers whose error is far above what their bit widths can give, with
-    the setting that helps.
+    error leaves those of before. With ``config.calibration.fit`` the bias of keyframes, or also the rounding of
+    weights, is then fitted to the float outputs of each layer in turn, on the frames that were looked at twice. Layers
+    that no frame reaches become plain float layers again, with a notice. One warning names what is wrong with the
+    clips or the configuration: layers that saw no change (their residual range is that of the keyframes) or only
+    zeros, and layers whose error is far above what their bit widths can give, with the setting that helps.
 
     Args:
         model: a model from `convert`.
@@ -66,7 +67,9 @@ def calibrate(
     Raises:
         CalibrationError: no clip, clips of one frame (residuals need two), NaN or Inf in a frame, no layer reached,
             a frame that is looked at twice depends on a state that the network keeps, the model fails on a frame and
-            runs on one of another size, type or layout, or the statistics are of another model or other clips.
+            runs on one of another size, type or layout, or the statistics are of another model or other clips;
+            ``fit`` on another backend than torch, without frames to fit to, or for a network whose frames depend on
+            each other within a batch.
     """
     layers = residual_layers(model)
     config = next(iter(layers.values())).settings.config

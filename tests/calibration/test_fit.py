@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ZOO, assert_equal, play, seeded, video
+from helpers import ZOO, assert_equal, eq7, play, seeded, video
 from torch import Tensor, nn
 
 from resq_plugin import (
@@ -100,6 +100,18 @@ def test_what_does_not_help_elsewhere_is_not_kept() -> None:
         fit_keyframe(layer, Sample(x, 3 * exact + 1, x, exact), ("keyframe",))
     assert layer.keyframe_rounding is None
     assert not layer.bias_correction.any()
+
+
+def test_steps_are_added_to_the_nearest_integers_of_the_grid() -> None:
+    """W = 7.5, 2.4, -7.5 at 4 bits, s = 1: nearest are 7, 2, -8, and the grid ends at -8 and 7."""
+    layer: Any = residual_layers(convert(nn.Sequential(nn.Conv2d(3, 1, 1)), ResQConfig.parse("W4A4->W3A3")))["0"]
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([7.5, 2.4, -7.5]).view(1, 3, 1, 1))
+    layer.set_rounding({"keyframe": torch.tensor([3, -2, -1]).view(1, 3, 1, 1)}, torch.tensor([0.25]))
+    assert layer.weight_of("keyframe").flatten().tolist() == [7.0, 0.0, -8.0]
+    assert layer.weight_of("residual").flatten().tolist() == eq7(layer.weight.detach(), 3).flatten().tolist()
+    assert torch.equal(layer.bias_of(), layer.bias + 0.25)
+    assert torch.equal(layer.quantized_weight("keyframe")[1], layer.bias + 0.25)
 
 
 def test_paths_of_one_width_have_one_weight() -> None:
