@@ -77,6 +77,7 @@ def recording(model: nn.Module, *, keep: bool = True) -> Iterator[Recording]:
 
 def _mean_magnitude(x: Tensor) -> float:
     """Summed in double precision, without a copy of x in it, which would take as long as a convolution."""
+    x = x if x.is_floating_point() else x.double()  # integers, which the layer itself refuses
     return float(torch.linalg.vector_norm(x, 1, dtype=torch.float64)) / max(x.numel(), 1)
 
 

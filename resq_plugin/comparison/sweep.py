@@ -129,7 +129,7 @@ class _Sweep:
         self.predict = predict or default_predict(output)
         probe: object = self.predict(output)
         if not isinstance(probe, Tensor):
-            msg = f"predict made a {type(probe).__name__} of the model's output; it must return a tensor."
+            msg = f"predict returned an object of class {type(probe).__name__}; it must return a tensor (1, ...)."
             raise ConfigError(msg)
         self.metrics: dict[str, Callable[[], Metric]] = {"agreement": agreement}
         if videos.labels is not None:

@@ -125,11 +125,13 @@ def make_metric(name: str, make: Any) -> Metric:
         if hasattr(make, "update"):
             line = f"lambda: {shown}({_arguments(make)})"
             msg = (
-                f"the metric {name!r} is a {shown}, which has counted already, but every distance from the keyframe "
-                f"needs a new one; pass what makes it: {line}."
+                f"the metric {name!r} is of class {shown} and has counted already, but every distance from the "
+                f"keyframe needs a new one; pass what makes it: {line}."
             )
         else:
-            msg = f"the metric {name!r} is a {shown}, which makes none; pass what makes it: lambda: MeanIoU(19)."
+            msg = (
+                f"the metric {name!r} is of class {shown}, which makes none; pass what makes it: lambda: MeanIoU(19)."
+            )
         raise ConfigError(msg)
     try:
         made: Metric = make()

@@ -337,7 +337,7 @@ def test_without_pictures_a_film_says_what_to_give() -> None:
         ),
         ({"frames": []}, r"there is no frame to compare on"),
         ({"labels": [None] * 3}, r"there are \[3\] labels for videos of \[24\] frames"),
-        ({"predict": lambda z: None}, r"predict made a NoneType of the model's output; it must return a tensor"),
+        ({"predict": lambda z: None}, r"predict returned an object of class NoneType; it must return a tensor"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
