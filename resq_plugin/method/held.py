@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from resq_plugin.method.held_grid import HeldGrid
+from resq_plugin.method.workspace import Workspace
 
 __all__ = ["Held"]
 
@@ -44,11 +45,11 @@ class Held:
         rounded: Tensor = _StraightThrough.apply(values, grid.decode(integers, values.dtype))
         return cls(rounded, values.dtype, grid)
 
-    def values(self) -> Tensor:
-        """What it stands for: the tensor itself, or a new one."""
+    def values(self, workspace: Workspace | None = None) -> Tensor:
+        """What it stands for: the tensor itself, or one that is new or lies in a ``workspace`` until its next use."""
         if self.grid is None or self.data.is_floating_point():
             return self.data
-        return self.grid.decode(self.data, self.dtype)
+        return self.grid.decode(self.data, self.dtype, workspace)
 
     @property
     def bytes(self) -> int:

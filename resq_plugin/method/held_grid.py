@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resq_plugin.method.quantizer import HALF_TYPES, SMALLEST_SCALE, integer_range
+from resq_plugin.method.workspace import Workspace
 
 __all__ = ["GRID_BYTES", "HeldGrid", "grid_dims", "pays"]
 
@@ -90,15 +91,19 @@ class HeldGrid:
 
     def encode(self, values: Tensor) -> Tensor:
         """The integers of the nearest values."""
-        steps = values.to(_work_dtype(values.dtype), copy=True)
-        if self.base is not None:
-            steps.sub_(self.base)
-        steps.div_(self.scale.to(steps.dtype)).round_().clamp_(self.low, self.high)
+        values = values.to(_work_dtype(values.dtype))
+        scale = self.scale.to(values.dtype)
+        steps = values / scale if self.base is None else (values - self.base).div_(scale)
+        steps.round_().clamp_(self.low, self.high)
         return (steps.sub_(self.shift) if self.shift else steps).to(self.dtype)
 
-    def decode(self, integers: Tensor, dtype: torch.dtype) -> Tensor:
-        """The values, in the arithmetic of `fake_quantize`, so that those of its grid are the same bits."""
-        values = integers.to(_work_dtype(dtype))
+    def decode(self, integers: Tensor, dtype: torch.dtype, workspace: Workspace | None = None) -> Tensor:
+        """The values, in the arithmetic of `fake_quantize`, so that those of its grid are the same bits.
+
+        They may lie in a ``workspace``, and are then lost with its next use.
+        """
+        room = None if workspace is None else workspace.like(integers, dtype=dtype)
+        values = integers.to(_work_dtype(dtype)) if room is None else room[0].copy_(integers)
         if self.shift:
             values.add_(self.shift)
         values.mul_(self.scale.to(values.dtype))

@@ -28,7 +28,7 @@ class RepeatedCalls:
 
     def add(self, name: str, x: Tensor, reference: Tensor) -> None:
         """Take x_t and x_k of one call of a layer."""
-        self._samples.setdefault((name, x.shape), []).append((_sample(x).clone(), _sample(reference)))
+        self._samples.setdefault((name, x.shape), []).append((_sample(x).clone(), _sample(reference).clone()))
 
     @torch.no_grad()
     def swapped(self) -> str:

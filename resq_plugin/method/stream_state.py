@@ -52,6 +52,7 @@ class StreamState(CountingExecutor, LoggedExecutor):
         self.counts: dict[tuple[int, str], Tensor] = {}
         self.choices: dict[str, Tensor] | None = None
         self.workspace = Workspace()
+        self._past = Workspace(), Workspace()
         self.order: list[str] = []
         self.keyframe_order: tuple[str, ...] = ()
         self.refresh: Refresh | None = None
@@ -151,7 +152,8 @@ class StreamState(CountingExecutor, LoggedExecutor):
         if self._distance(name) == 0:
             self.log(name)
             return self._keyframe(layer, call, x, options)
-        memory = cache.x, cache.z
+        room = (None, None) if self._logs else self._past  # a log keeps what it is given
+        memory = cache.held_x.values(room[0]), cache.held_z.values(room[1])
         self.log(name, memory)
         if (name, 1) in self.caches:
             self._repeated.add(name, x, memory[0])
@@ -208,6 +210,12 @@ class StreamState(CountingExecutor, LoggedExecutor):
         if self.choices is not None:
             bits = torch.tensor(pool, dtype=torch.uint8, device=choice.device)
             self.choices[name] = bits[choice.long()]
+
+    def free(self) -> None:
+        """Forget everything and free the memory."""
+        self.caches.clear()
+        for workspace in (self.workspace, *self._past):
+            workspace.clear()
 
     def state_bytes(self) -> int:
         """Bytes that the caches hold."""

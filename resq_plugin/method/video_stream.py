@@ -216,8 +216,7 @@ class Stream:
 
     def reset(self) -> None:
         """Forget the video: free the caches; the next frame is the first of a new one."""
-        self._state.caches.clear()
-        self._state.workspace.clear()
+        self._state.free()
         self._keyframe_input = None
         self._demanded = True
         self.position, self.is_keyframe = -1, False

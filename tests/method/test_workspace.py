@@ -78,7 +78,7 @@ def test_streams_compute_the_same_bits_without_it(
     frames = [frame.to(memory_format=layout) for frame in video(5)]
     model = build(Pyramid, precision, frames, reference=reference)
     found = play(model, frames)
-    monkeypatch.setattr(Workspace, "like", lambda self, x, count=1: None)
+    monkeypatch.setattr(Workspace, "like", lambda self, x, count=1, dtype=None: None)
     assert_equal(found, play(model, frames))
 
 
