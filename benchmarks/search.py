@@ -238,7 +238,7 @@ def main() -> None:
     options = parser(__doc__, "search.json")
     options.add_argument("--runs", type=Path, required=True, help="folder of the searches' journals")
     options.add_argument("--plans", type=int, default=6, help="plans of the front that are measured on val, at most")
-    options.add_argument("--task", choices=("segmentation", "pose"), default="segmentation")
+    options.add_argument("--task", choices=("segmentation", "pose", "vos"), default="segmentation")
     options.add_argument("--only", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="parts of the table")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
