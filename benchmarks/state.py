@@ -3,8 +3,8 @@
 Two settings, the uniform one of `camvid.py` and a plan of `search.py`, each with floats and with integers of 8 or 16
 bits (`StateConfig`). Calibration, frames and protocol are theirs: every frame of camvid/val at every position t <= T.
 Bytes are those that a stream holds, those that `measure_cost` counts, and those of floats that nobody shares: 4 for
-every element that a layer reads or returns. In the plan, layers whose residual precision is that of their keyframes keep
-nothing, as their residuals save no bit operation.
+every element that a layer reads or returns. In the plan, layers whose residual precision is that of their keyframes
+keep nothing, as their residuals save no bit operation.
 
     uv run --group dev python benchmarks/state.py [--only plan]    # resumes where it stopped
 """
