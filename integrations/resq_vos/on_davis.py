@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resq_plugin.errors import ConfigError, nearest
@@ -162,7 +163,21 @@ def _video(sequence: DavisSequence, options: DavisOptions) -> VosVideo:
             yield F.interpolate(frame, size, mode="bilinear", antialias=True) if resized else frame
 
     targets = [sequence.labels(index) for index in range(len(files))]
-    return VosVideo(sequence.name, frames, sequence.labels(0), size, targets)
+    _check_annotations(sequence, targets)
+    return VosVideo(sequence.name, frames, targets[0], size, targets)
+
+
+def _check_annotations(sequence: DavisSequence, targets: Sequence[NDArray[np.uint8]]) -> None:
+    """Refuse annotations without an object in the first frame, or of several sizes."""
+    paths = [sequence.masks[frame.stem] for frame, _ in zip(sequence.frames, targets, strict=False)]
+    if not targets[0].any():
+        msg = f"{paths[0]} is empty; the first frame of a sequence has to show the objects that are followed."
+        raise ConfigError(msg)
+    for path, labels in zip(paths, targets, strict=True):
+        if labels.shape != targets[0].shape:
+            sizes = "{} × {} where that of the first frame is {} × {}".format(*labels.shape, *targets[0].shape)
+            msg = f"{path} is {sizes}; all annotations of a sequence have one size."
+            raise ConfigError(msg)
 
 
 def _clips(model: STM, video: VosVideo, options: DavisOptions) -> list[list[SegmentationStep]]:

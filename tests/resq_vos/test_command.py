@@ -166,6 +166,21 @@ def test_errors_of_eval_on_davis(tmp_path: Path, weights: str, capsys: pytest.Ca
     assert "no meaning for a folder of DAVIS" in fails_with(capsys, *argv, "--work-dir", str(tmp_path))
 
 
+def test_damaged_annotations_of_davis_are_named(
+    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--checkpoint", weights, "--schemes", "frame", "--cfg-options", "calibration=cat"]
+    for name, (sequence, frame, size), message in (
+        ("empty", ("dog", 0, (64, 88)), "00000.png is empty; the first frame of a sequence has to show the objects"),
+        ("unseen", ("cat", 0, (64, 88)), "00000.png is empty; the first frame of a sequence has to show the objects"),
+        ("small", ("dog", 2, (20, 30)), "00002.png is 20 × 30 where that of the first frame is 64 × 88; all annot"),
+    ):
+        root = write_davis(tmp_path / name)
+        path = root / "Annotations/480p" / sequence / f"{frame:05d}.png"
+        Image.fromarray(np.zeros(size, np.uint8)).save(path)
+        assert f"{path.parent}/{message}" in fails_with(capsys, "eval", str(root), *argv)
+
+
 def test_cost_counts_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = []
     for objects in ("1", "2", "3"):
