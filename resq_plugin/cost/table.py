@@ -27,6 +27,7 @@ def cost_table(cost: Cost, depth: int | None = 1) -> Table:
     over = f"T={cost.interval} frames" + (" without scene changes" if cost.is_without_scene_changes else "")
     if cost.frames is not None:
         over = f"{cost.frames.keyframes} keyframes and {cost.frames.residual} residual frames"
+    over += ", keyframes spread" if cost.groups else ""
     table = Table(
         title=f"{what}averaged over {over}{bound}",
         caption=f"keyframe, residual, per frame: {prefix}BOPs = {prefix}MACs · b_w · b_a; state in MiB",

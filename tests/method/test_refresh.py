@@ -164,6 +164,7 @@ def test_the_peak_is_that_of_the_dearest_group(frames: FrameCounts | None) -> No
     assert cost.groups == {"0": 0, "3": 1, "5": 1}
     assert cost.peak_bops == macs[0] * 64 + (macs[1] + macs[2]) * 16
     assert cost.bops_keyframe == sum(macs) * 64
+    assert "keyframes spread" in str(cost)
     mean = sum(macs) * (64 + 16) / 2
     assert cost.bops_per_frame == pytest.approx(mean if frames is None else (sum(macs) * 64 + 9 * mean) / 10)
 
