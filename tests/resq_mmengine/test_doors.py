@@ -168,10 +168,11 @@ def test_export_takes_a_folder_a_video_the_configs_clips_and_arrays(case: Path, 
     assert export(case, saved, tmp_path / "config") == 0  # 4 frames of calib, then goes on with the last one
     found = golden_frames(tmp_path / "config")
     model = build_model(case / "config.py")
-    from mmengine.registry import DATASETS
+    from mmengine.registry import DATASETS, DefaultScope
     from resq_mmengine.calibration import ClipLoader
 
-    expected = ClipLoader(DATASETS.build(dataset(case, "calib")), model, 4)[0]
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        expected = ClipLoader(DATASETS.build(dataset(case, "calib")), model, 4)[0]
     for ours, theirs in zip(found[:4], expected, strict=True):
         step = float(theirs.abs().max()) / 127
         assert float((torch.from_numpy(ours) - theirs).abs().max()) <= 0.51 * step  # packed in 8 bits
