@@ -141,10 +141,11 @@ def test_state_bytes_are_those_of_inputs_and_outputs(frames: list[Tensor], refer
         assert player.state_bytes() == 0
         player(frames[0])
         # 2 videos of 12x16: (3 in, 8 out), then 8 in to 8 out at half the size, then (8 in, 4 out)
-        elements = 2 * (12 * 16 * (3 + 8) + (12 * 16 + 6 * 8) * 8 + 6 * 8 * (8 + 4))
-        assert player.state_bytes() == 4 * elements
+        inputs, outputs = 2 * (12 * 16 * (3 + 8) + 6 * 8 * 8), 2 * (12 * 16 * 8 + 6 * 8 * (8 + 4))
+        expected = (1 if reference == "quantized" else 4) * inputs + 4 * outputs  # x̂_k is kept as 8-bit integers
+        assert player.state_bytes() == expected
         player(frames[1])
-        assert player.state_bytes() == 4 * elements
+        assert player.state_bytes() == expected
     assert player.state_bytes() == 0  # a closed stream holds nothing
 
 
