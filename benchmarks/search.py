@@ -8,6 +8,7 @@ precision come from benchmarks/results/camvid.json (`camvid.py`).
 
     uv run --group dev python benchmarks/search.py --runs FOLDER     # resumes where it stopped
     uv run --group dev python benchmarks/search.py --runs FOLDER --only frame skip   # rows of a part of the table
+    uv run --group dev python benchmarks/search.py --runs FOLDER --task pose   # PoseNet; vos: the small STM
 """
 
 from __future__ import annotations
