@@ -113,10 +113,8 @@ def sweep_seconds(weights: Path, data: Path, say: Callable[[str], object]) -> di
 
     configs = [setting.config for setting in expand(DEFAULT_SETTINGS) if setting.config is not None]
     order = sorted(configs, key=lambda config: config.residual is None)  # as `compare` takes them
-    one, shared = ResQConfig.parse(PRECISION), Statistics()
-    before = calibration(one)
+    alone, shared = calibration(ResQConfig.parse(PRECISION)), Statistics()
     each = [calibration(config, shared) for config in order]
-    alone = (before + calibration(one)) / 2  # what else runs on the machine changes with time
     return {
         "clips": len(clips),
         "one": PRECISION,

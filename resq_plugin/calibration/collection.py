@@ -12,7 +12,7 @@ from torch import nn
 
 from resq_plugin.calibration.clips import Clip, expected_samples, select_intervals, tell_of_pixels
 from resq_plugin.calibration.collect import Collector
-from resq_plugin.calibration.layer_samples import LayerSamples, Losses, Targets
+from resq_plugin.calibration.layer_samples import LayerSamples, Losses
 from resq_plugin.calibration.recording import Recording, chosen_pair, keep_pair, recording
 from resq_plugin.calibration.scenes import SceneChanges
 from resq_plugin.calibration.whole_clips import whole_clips
@@ -28,7 +28,7 @@ Start = Callable[[], Any]
 
 @dataclass
 class Collected:
-    """What the clips told, and what was found in it; nothing of it depends on a precision but the last three.
+    """What the clips told, and what was found in it; nothing of it depends on a precision but the last two.
 
     Attributes:
         first: frames of the first interval, on which batch norms are folded.
@@ -39,7 +39,6 @@ class Collected:
         scenes: changes of frames, where the schedule asks for them.
         of_keyframes: the same as frame quantization sees it, if that is part of it.
         ranked: what was searched on the windows: losses, and what 0 bits lose, by what they depend on.
-        targets: outputs of the windows in float, where statistics are shared.
         rechecked: losses of the finalists with those on full maps, by what they depend on.
     """
 
@@ -51,7 +50,6 @@ class Collected:
     scenes: SceneChanges = field(default_factory=SceneChanges)
     of_keyframes: Collected | None = None
     ranked: dict[Hashable, Losses] = field(default_factory=dict)
-    targets: Targets = field(default_factory=dict)
     rechecked: dict[Hashable, Losses] = field(default_factory=dict)
 
 
@@ -108,8 +106,7 @@ def collect(
     # Elsewhere it depends on the number of wanted frames which ones are looked at.
     is_prefix = isinstance(clips, Sequence) and start is None and not collector.passed_over
     if config.residual is not None and is_prefix and config.schedule.kind == "interval":
-        frames_only.first, frames_only.clips = found.first, found.clips
-        frames_only.ranked, frames_only.targets = found.ranked, found.targets
+        frames_only.first, frames_only.clips, frames_only.ranked = found.first, found.clips, found.ranked
         frames_only.samples = {name: samples.of_keyframes() for name, samples in found.samples.items()}
         found.of_keyframes = frames_only
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,11 @@ from torch import Tensor
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError
 
-__all__ = ["LayerSamples", "Losses", "Targets", "best", "widen"]
+__all__ = ["LayerSamples", "Losses", "best", "widen"]
 
 Quantize = Callable[[Tensor], Tensor]
 Losses = dict[float, float]
 """Half ranges and their squared losses, best first."""
-Targets = dict[tuple[str, str], tuple[Hashable, Sequence[Tensor]]]
-"""Outputs of windows in float, by layer and path, and what they depend on."""
 
 STILL = 2.0**-20
 """Changes up to this share of the inputs themselves are noise of float arithmetic."""

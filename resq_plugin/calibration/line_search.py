@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resq_plugin.calibration.fingerprint import fingerprint
-from resq_plugin.calibration.layer_samples import LayerSamples, Losses, Targets, best, widen
+from resq_plugin.calibration.layer_samples import LayerSamples, Losses, best, widen
 from resq_plugin.calibration.ranges import candidate_ranges, output_loss, search_range
 from resq_plugin.calibration.sampling import apply_to_windows
 from resq_plugin.config import ResQConfig
@@ -85,13 +85,7 @@ class LayerSearch:
 
 
 def search_path(
-    layer: ResidualLayer,
-    samples: LayerSamples,
-    kind: str,
-    keyframe_range: float | None = None,
-    *,
-    every: int = 1,
-    targets: Sequence[Tensor] | None = None,
+    layer: ResidualLayer, samples: LayerSamples, kind: str, keyframe_range: float | None = None, *, every: int = 1
 ) -> PathSearch:
     """What one path of a layer is searched on.
 
@@ -101,7 +95,6 @@ def search_path(
         kind: ``keyframe`` or ``residual``.
         keyframe_range: half range of Φ_a, which residuals may depend on.
         every: take every n-th window only.
-        targets: ``X * w`` where somebody kept them.
     """
     config: ResQConfig = layer.settings.config
     weight, signed = layer.weight_of("float"), samples.is_signed(config)
@@ -118,15 +111,12 @@ def search_path(
         signed = True
     apply = partial(apply_to_windows, layer)
     batches = [x[::every] for x in batches]
-    targets = [apply(x, weight) for x in batches] if targets is None else targets
+    targets = [apply(x, weight) for x in batches]
     return PathSearch(batches, targets, bounds, signed, config.calibration.candidates, apply)
 
 
 def search_layer(
-    layer: ResidualLayer,
-    samples: LayerSamples,
-    known: dict[Hashable, Losses] | None = None,
-    kept: Targets | None = None,
+    layer: ResidualLayer, samples: LayerSamples, known: dict[Hashable, Losses] | None = None
 ) -> LayerSearch:
     """Find the best half ranges of every quantizer of a layer on the sampled windows.
 
@@ -134,16 +124,14 @@ def search_layer(
         layer: the layer.
         samples: what was collected of its inputs.
         known: what was found before on these samples, by what it depends on; what is new is added.
-        kept: ``X * w`` of before, by layer and path; what is new is kept.
     """
     known = {} if known is None else known
-    kept = {} if kept is None else kept
     config, quantizers = layer.settings.config, layer.activation_quantizers()
     pool = {name: quantizer.bits for name, quantizer in quantizers.items() if name != "keyframe"}
     keyframe = quantizers["keyframe"].bits, samples.is_signed(config)
     path = partial(search_path, layer, samples, "keyframe")
     depends: Depends = (layer.settings.name, config.calibration.candidates, keyframe[1])
-    found = _search(layer, "keyframe", {"keyframe": keyframe[0]}, path, depends, known, kept)
+    found = _search(layer, "keyframe", {"keyframe": keyframe[0]}, path, depends, known)
     has_residuals = layer.settings.residual is not None and samples.residual_range is not None
     is_still = has_residuals and samples.is_still
     if is_still:
@@ -154,7 +142,7 @@ def search_layer(
         path = partial(search_path, layer, samples, "residual", half)
         depends = (layer.settings.name, config.calibration.candidates, config.reference)
         depends += () if config.reference == "float" else (*keyframe, half)
-        found += _search(layer, "residual", pool, path, depends, known, kept)
+        found += _search(layer, "residual", pool, path, depends, known)
     # Where the windows are the whole maps, a comparison on some of the frames knows less.
     count = 1 if samples.is_complete else FINALISTS
     finalists = {name: dict(itertools.islice(losses.items(), count)) for name, losses in found.ranked.items()}
@@ -165,19 +153,16 @@ def _search(
     layer: ResidualLayer,
     kind: str,
     quantizers: Mapping[str, int],
-    make_path: Callable[..., PathSearch],
+    make_path: Callable[[], PathSearch],
     depends: Depends,
     known: dict[Hashable, Losses],
-    kept: Targets,
 ) -> LayerSearch:
     """Rank the ranges of the quantizers of one path, given by their bits, as far as they are not known."""
     w_hat = layer.weight_of(kind)
     of_path = (kind, *depends)
     keys = {name: (*of_path, fingerprint([("", w_hat)]), bits) for name, bits in quantizers.items()}
     if any(key not in known for key in (of_path, *keys.values())):
-        before, targets = kept.get((layer.settings.name, kind), (None, None))
-        path = make_path(targets=targets if before == of_path else None)
-        kept[layer.settings.name, kind] = of_path, path.targets
+        path = make_path()
         known.setdefault(of_path, {0.0: path.energy})
         for name, bits in quantizers.items():
             if keys[name] not in known:

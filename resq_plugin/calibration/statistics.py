@@ -31,11 +31,10 @@ class Statistics:
     reference the keyframe's range. The ranges are exactly those that `calibrate` finds without.
 
     Kept are, in memory and on the model's device, the windows of one look at the clips: those that any calibration
-    holds while it runs (``calibration.positions`` outputs of every layer per kind of frame), and their outputs in
-    float; the frames of one interval and of ``calibration.recheck`` pairs; and a few numbers per range. A
-    configuration that looks at other frames (another T where clips are longer, another reference where one is
-    running, other layers or sizes of the sample) replaces them: calibrate settings that look alike one after another,
-    those with residuals first.
+    holds while it runs (``calibration.positions`` outputs of every layer per kind of frame), with the frames of one
+    interval and of ``calibration.recheck`` pairs, and a few numbers per range. A configuration that looks at other
+    frames (another T where clips are longer, another reference where one is running, other layers or sizes of the
+    sample) replaces them: calibrate settings that look alike one after another, those with residuals first.
 
     >>> from resq_plugin import calibrate, convert, revert
     >>> import torch

@@ -82,12 +82,12 @@ def calibrate(
     look = partial(collect, model, layers, clips, config, run=run, start=start, progress=progress)
     with evaluating(model):
         found = look() if statistics is None else statistics.collected(model, layers, clips, look, run, start)
-        samples, kept = found.samples, None if statistics is None else found.targets
+        samples = found.samples
         stacked = stack_pairs(found.pairs, with_residuals=config.residual is not None) if fits else None
         for name in samples:
             layers[name].calibrate_weights()
         searches = {
-            name: search_layer(layers[name], samples[name], found.ranked, kept)
+            name: search_layer(layers[name], samples[name], found.ranked)
             for name in tqdm(samples, "searching ranges", disable=not progress)
         }
         findings = find_findings(layers, samples, searches, found.clips) + too_short(found.longest, config)
