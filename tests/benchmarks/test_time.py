@@ -32,6 +32,11 @@ def test_the_page_shows_what_was_measured(keyframes: ModuleType) -> None:
     assert keyframes.drift_table(found["drift"]) in PAGE
 
 
+def test_the_page_shows_what_policies_do(keyframes: ModuleType) -> None:
+    pytest.importorskip("av")
+    assert importlib.import_module("policy").table(result("policy.json")["rows"]) in PAGE
+
+
 def frames(keyframes: ModuleType, start: int, count: int) -> list[dict[str, Any]]:
     """Distance t has agreement 1 - t / 10 and costs 1 / 4; the signal is the number of the frame."""
     confusion = torch.eye(keyframes.CLASSES, dtype=torch.long)
