@@ -101,20 +101,23 @@ def measure_cost(
         if name not in names:
             msg = f"shares name layer {name!r}, which does not run in this model.{nearest(name, names)}"
             raise ConfigError(msg)
-    table = {group[0].name: settings for settings, group in groups}
-    state = state_bytes_of(run.calls, lambda call: table[call.name].kept)
     own = _config(model, config)
     schedule = "interval" if own is None else own.schedule.kind
-    costs = [_layer_cost(settings, group, shares, state) for settings, group in groups]
-    rows = tuple(
-        _averaged(cost, settings.interval, frames, is_spread=schedule == "spread" and settings.residual is not None)
-        for cost, (settings, _) in zip(costs, groups, strict=True)
-    )
+    costs = [_layer_cost(settings, group, shares) for settings, group in groups]
     work = {
         settings.name: int(cost.bops_keyframe)
         for cost, (settings, _) in zip(costs, groups, strict=True)
         if settings.residual is not None
     }
+    refreshed = refresh_groups(work, own.interval) if own is not None and schedule == "spread" else {}
+    table = {settings.name: settings for settings, _ in groups}
+    # Layers that take their references in different frames do not share them.
+    state = state_bytes_of(run.calls, lambda call: replace(table[call.name].kept, group=refreshed.get(call.name, 0)))
+    costs = [replace(cost, state_bytes=state.get(cost.name, 0)) for cost in costs]
+    rows = tuple(
+        _averaged(cost, settings.interval, frames, is_spread=schedule == "spread" and settings.residual is not None)
+        for cost, (settings, _) in zip(costs, groups, strict=True)
+    )
     is_upper_bound = any(settings.is_dynamic and settings.name not in shares for settings, _ in groups)
     return Cost(
         layers=rows,
@@ -123,7 +126,7 @@ def measure_cost(
         is_upper_bound=is_upper_bound and (frames is None or frames.residual > 0),
         frames=frames,
         is_without_scene_changes=frames is None and schedule == "scene_change",
-        groups=refresh_groups(work, own.interval) if own is not None and schedule == "spread" else {},
+        groups=refreshed,
     )
 
 
@@ -187,7 +190,6 @@ def _layer_cost(
     settings: _Settings,
     calls: Sequence[LayerCall],
     shares: Mapping[str, Mapping[int, float]],
-    state: Mapping[str, int],
 ) -> LayerCost:
     """Cost of a keyframe and of a residual frame."""
     macs, keyframe, residual = sum(call.macs for call in calls), settings.keyframe, settings.residual
@@ -212,7 +214,6 @@ def _layer_cost(
         bops_keyframe=bops,
         bops_residual=macs * residual.weight * bits + policy_bops,
         policy_bops=policy_bops,
-        state_bytes=state[calls[0].name],
     )
 
 

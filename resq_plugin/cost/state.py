@@ -27,12 +27,14 @@ class Kept:
         residual: precision of Θ; None for a layer without residuals.
         reference: of residuals.
         state: settings of the state.
+        group: which layers take their references in the same frame; others share nothing.
     """
 
     keyframe: Precision | None = None
     residual: Precision | None = None
     reference: str = "float"
     state: StateConfig = field(default_factory=StateConfig)
+    group: int = 0
 
 
 def held_bytes(layer: nn.Module, shape: tuple[int, ...], bits: int | None) -> int:
@@ -59,9 +61,9 @@ def state_bytes_of(calls: Iterable[LayerCall], kept_by: Callable[[LayerCall], Ke
         own, state = (call.name, len(known)), kept.state
         total = held_bytes(call.layer, call.output_shape, state.output_bits)
         kind, size = _reference(call, kept)
-        key = own if kind is None else (call.source, kind)
+        key = own if kind is None else (kept.group, call.source, kind)
         total += 0 if key in known else size
-        known |= {key, (call.result, _measured(call.layer, call.output_shape, state.output_bits))}
+        known |= {key, (kept.group, call.result, _measured(call.layer, call.output_shape, state.output_bits))}
         found[call.name] = found.get(call.name, 0) + total
     return found
 

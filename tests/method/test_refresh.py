@@ -204,3 +204,33 @@ def test_training_unrolls_what_a_stream_runs(reference: str, frames: list[Tensor
 def test_two_graphs_cannot_refresh_in_turn(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="refreshes other layers in every frame"):
         export_model(spread(), video(3), tmp_path / "out", encodings=())
+
+
+class Fork(nn.Module):
+    """Three layers that read one tensor, which differ in their work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.middle, self.thin = (nn.Conv2d(3, count, 3, padding=1) for count in (8, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.wide(x), self.middle(x), self.thin(x)], 1)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_layers_that_are_refreshed_apart_share_no_reference(frames: list[Tensor], bits: int | None) -> None:
+    """T = 2: the first layer is a group of its own, the others share one x_k; bytes are those that a stream holds."""
+    state = {"reference_bits": bits, "output_bits": bits}
+    together, apart = (
+        build(Fork, "W8A8->W4A4", interval=2, state=state, schedule={"kind": kind}) for kind in ("interval", "spread")
+    )
+    costs = [measure_cost(model, (2, 3, 12, 16)).state_bytes for model in (together, apart)]
+    if bits is None:
+        pixels = 2 * 12 * 16
+        assert costs == [4 * pixels * (3 + 16), 4 * pixels * (3 + 3 + 16)]
+    with torch.no_grad(), stream(together) as shared, stream(apart) as own:
+        for frame in frames[:4]:
+            shared(frame)
+            own(frame)
+        assert [shared.state_bytes(), own.state_bytes()] == costs
+    assert costs[1] > costs[0]
