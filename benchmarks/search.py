@@ -43,8 +43,6 @@ STILL = Target(weight_bits=BITS, activation_bits=BITS, intervals=(1,))
 SKIP = "W8A8->W8A{0,8}"
 LEAST, MOST = 0.15, 0.35
 """Shares of W8A8 between which plans of the front are measured."""
-FITTED = (0.107, 0.14, 0.2)
-"""Predicted shares of W8A8 of the plans with T = 10 that are fitted, too."""
 COMMON = {"calibration": {"candidates": 40}}
 UNIFORM = (
     ("W8A8", "tensor", 1, None),
@@ -220,16 +218,6 @@ def skip(bench: Bench) -> None:
     bench.measure("Skip-Convolution, {0,8}", ResQConfig.parse(SKIP, interval=8, policy={"threshold": 0.1}, **common))
 
 
-def fitted(bench: Bench) -> None:
-    """Plans that were found, with biases and roundings fitted (docs/ptq.md); the search itself does not fit."""
-    found = bench.values["front_resq_t10"]
-    for share in FITTED:
-        point = min(found, key=lambda point: abs(point["relative"] - share))
-        calibration = {**COMMON["calibration"], "fit": "weights"}
-        config = ResQConfig.from_dict(point["config"]).replace(calibration=calibration)
-        bench.measure(f"search, T = 10, {100 * point['relative']:.1f} % predicted, fitted", config)
-
-
 def more_task(args: Any) -> None:
     """Search for a net of another task, and keep its rows under the name of the task."""
     task = importlib.import_module(f"search_{args.task}")
@@ -243,7 +231,7 @@ def more_task(args: Any) -> None:
     task.run(args, save, known().get(args.task, {}))
 
 
-PARTS = {"streams": streams, "nearer": nearer, "frame": still, "skip": skip, "fitted": fitted}
+PARTS = {"streams": streams, "nearer": nearer, "frame": still, "skip": skip}
 
 
 def main() -> None:

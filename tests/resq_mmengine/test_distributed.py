@@ -64,7 +64,8 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.mark.parametrize("precision", [pytest.param("W8A8->W4A4", marks=pytest.mark.slow), "W8A8->W4A{0,4,8}"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["W8A8->W4A4", "W8A8->W4A{0,4,8}"])
 def test_two_ranks_measure_what_one_measures(tmp_path: Path, precision: str) -> None:
     make_frames(tmp_path, "calib", 4)
     make_frames(tmp_path, "val", 7)
@@ -80,6 +81,7 @@ def test_two_ranks_measure_what_one_measures(tmp_path: Path, precision: str) -> 
     assert found[1]["visited"]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_one_model(tmp_path: Path) -> None:
     make_frames(tmp_path, "calib", 4)
     make_frames(tmp_path, "train", 8)

@@ -192,6 +192,7 @@ def test_a_state_that_does_not_fit_is_refused_whole() -> None:
             tracker.set_state({"bank": 3})
         broken = tracker.get_state()
         broken["video"]["caches"] = {("elsewhere", 0): (torch.zeros(1), torch.zeros(1))}
+        broken["video"]["grids"] = {("elsewhere", 0): (None, None)}
         with pytest.raises(StreamError, match="another model"):
             tracker.set_state(broken)
         assert tracker.masks is masks

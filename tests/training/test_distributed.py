@@ -93,7 +93,14 @@ def interval_loss(model: torch.nn.Module) -> torch.Tensor:
     return sum(cross_entropy(y, t) for y, t in zip(outputs, torch.stack(labels, 1), strict=True))
 
 
-@pytest.mark.parametrize(("precision", "accumulate"), [("W4A4->W3A3", 1), ("W4A4->W3A{0,3}", 2), ("W4A4", 1)])
+@pytest.mark.parametrize(
+    ("precision", "accumulate"),
+    [
+        ("W4A4->W3A3", 1),
+        pytest.param("W4A4->W3A{0,3}", 2, marks=pytest.mark.slow),
+        pytest.param("W4A4", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_are_one_with_the_doubled_batch(precision: str, accumulate: int, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     expected = train(tiny(precision), clips(), cross_entropy, config(4)).losses
@@ -105,6 +112,7 @@ def test_two_processes_are_one_with_the_doubled_batch(precision: str, accumulate
     assert torch.load(tmp_path / "run" / "training.pt", weights_only=True)["step"] == 5
 
 
+@pytest.mark.slow
 def test_sharded_parameters_are_refused_with_the_reason(tmp_path: Path) -> None:
     for found in run_ranks(FSDP, tmp_path, "W4A4->W3A3"):
         assert len(found["refused"]) == 2

@@ -343,7 +343,7 @@ def test_missing_decoder_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize("kind", ["b_frames.mp4", "mpeg4.avi"])
+@pytest.mark.parametrize("kind", ["b_frames.mp4", pytest.param("mpeg4.avi", marks=pytest.mark.slow)])
 def test_a_fork_neither_uses_nor_frees_the_decoders_of_its_parent(kind: str, tmp_path: Path) -> None:
     """GIVEN decoders with threads, WHEN a process forks again and again, THEN no child waits for threads it lacks."""
     path = encode(tmp_path / kind, **KINDS[kind])
