@@ -43,6 +43,8 @@ STILL = Target(weight_bits=BITS, activation_bits=BITS, intervals=(1,))
 SKIP = "W8A8->W8A{0,8}"
 LEAST, MOST = 0.15, 0.35
 """Shares of W8A8 between which plans of the front are measured."""
+BETWEEN = (0.185, 0.168)
+"""Predicted shares of W8A8 of plans near the target of 20 %."""
 COMMON = {"calibration": {"candidates": 40}}
 UNIFORM = (
     ("W8A8", "tensor", 1, None),
@@ -218,6 +220,14 @@ def skip(bench: Bench) -> None:
     bench.measure("Skip-Convolution, {0,8}", ResQConfig.parse(SKIP, interval=8, policy={"threshold": 0.1}, **common))
 
 
+def between(bench: Bench) -> None:
+    """Plans with T = 10 that the search predicted and did not verify."""
+    for share in BETWEEN:
+        found = min(bench.values["front_resq_t10"], key=lambda point: abs(point["relative"] - share))
+        config = ResQConfig.from_dict(found["config"])
+        bench.measure(f"search, T = 10, {100 * found['relative']:.1f} % predicted", config)
+
+
 def more_task(args: Any) -> None:
     """Search for a net of another task, and keep its rows under the name of the task."""
     task = importlib.import_module(f"search_{args.task}")
@@ -231,7 +241,7 @@ def more_task(args: Any) -> None:
     task.run(args, save, known().get(args.task, {}))
 
 
-PARTS = {"streams": streams, "nearer": nearer, "frame": still, "skip": skip}
+PARTS = {"streams": streams, "nearer": nearer, "frame": still, "skip": skip, "between": between}
 
 
 def main() -> None:
