@@ -218,13 +218,21 @@ def _folder_target(folder: Anywhere) -> Path:
     reason = None
     if target.is_symlink():
         reason = errno.ELOOP
-    elif target.exists() and not target.is_dir():
+    elif _is_file(target):
         reason = errno.ENOTDIR
     elif Path.cwd().is_relative_to(target):
         reason = errno.EBUSY
     if reason is not None:
         raise OSError(reason, os.strerror(reason), str(target))
     return target
+
+
+def _is_file(path: Path) -> bool:
+    """Whether something is there that is no folder, at one moment: another process may exchange folders meanwhile."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _is_stream(path: Anywhere) -> bool:

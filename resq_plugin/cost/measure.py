@@ -110,10 +110,12 @@ def measure_cost(
         if settings.residual is not None
     }
     refreshed = refresh_groups(work, own.interval) if own is not None and schedule == "spread" else {}
-    table = {settings.name: settings for settings, _ in groups}
     # Layers that take their references in different frames do not share them.
-    state = state_bytes_of(run.calls, lambda call: replace(table[call.name].kept, group=refreshed.get(call.name, 0)))
-    costs = [replace(cost, state_bytes=state.get(cost.name, 0)) for cost in costs]
+    kept = {group[0].name: replace(settings.kept, group=refreshed.get(settings.name, 0)) for settings, group in groups}
+    state = state_bytes_of(run.calls, lambda call: kept[call.name])
+    costs = [
+        replace(cost, state_bytes=state.get(group[0].name, 0)) for cost, (_, group) in zip(costs, groups, strict=True)
+    ]
     rows = tuple(
         _averaged(cost, settings.interval, frames, is_spread=schedule == "spread" and settings.residual is not None)
         for cost, (settings, _) in zip(costs, groups, strict=True)
