@@ -258,7 +258,10 @@ def _open_stream(path: Path) -> IO[bytes]:
 
 
 def _is_occupied(folder: Path) -> bool:
-    return folder.exists() and any(folder.iterdir())
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:  # another process may exchange it at this moment
+        return False
 
 
 def _new_name() -> str:
