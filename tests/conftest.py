@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from helpers import ZOO, video
@@ -11,6 +13,12 @@ from torch import Tensor
 torch.set_num_threads(1)  # the tests' tensors are tiny: threads would wait for each other most of the time
 settings.register_profile("resq", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("resq")
+
+
+def pytest_runtest_teardown() -> None:
+    """Let each test compile anew: the compiler gives up on code that it compiled often, over the whole process."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @pytest.fixture(params=list(ZOO))
