@@ -161,15 +161,16 @@ class Bench:
 
 def confusion(labels: Tensor, target: Tensor) -> Tensor:
     """Counts (classes, classes) of target and label."""
-    known = target < CLASSES
-    return torch.bincount(target[known] * CLASSES + labels[known], minlength=CLASSES**2).view(CLASSES, CLASSES)
+    scores = MeanIoU(CLASSES)
+    scores.update(labels, target)
+    return scores.confusion
 
 
 def mean_iou(counts: Tensor) -> float:
     """Mean IoU in percent of the classes that occur."""
-    hits = counts.diag().double()
-    union = counts.sum(0) + counts.sum(1) - hits
-    return float((hits / union)[union > 0].mean()) * 100
+    scores = MeanIoU(CLASSES)
+    scores.confusion = counts
+    return scores.compute()
 
 
 def row(schedule: str, interval: float, agreement: float, miou: float, bops: float, peak: float) -> dict[str, Any]:

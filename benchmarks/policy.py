@@ -30,6 +30,7 @@ import av
 import numpy as np
 import torch
 from common import CLASSES, MEAN, STD, camvid, ddrnet, machine, parser, require, segment, write
+from keyframes import SETTINGS
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -52,13 +53,6 @@ Pixels = NDArray[np.uint8]
 SHAPE = (1, 3, 360, 480)
 T, FRAMES, FPS = 12, 24, 15
 PRECISION = "W8A8->W4A{0,4}"
-SETTINGS: dict[str, Any] = {
-    "weights": "channel",
-    "keyframe_grid": "unsigned",
-    "reference": "running",
-    "overrides": {"backbone.stem.0.conv": "W8A8->W8A8"},
-    "calibration": {"candidates": 40},
-}
 INPUTS = ("as it is", "noise 8", "H.264 crf 23", "H.264 crf 30", "H.264 crf 37", "as it is, later", "noise 8, later")
 LATER = 12
 """First frame of the inputs named so."""

@@ -46,14 +46,19 @@ class ClipLoader(Sequence[list[Tensor]]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return [self._frame(frame) for frame in self.intervals[index]]
+        return [self.batch(frame)["inputs"] for frame in self.intervals[index]]
 
-    def _frame(self, index: int) -> Tensor:
+    def batch(self, index: int) -> dict[str, Any]:
+        """What the model's preprocessor makes of a frame: ``inputs`` (1, 3, H, W) and ``data_samples``.
+
+        Raises:
+            ConfigError: a step of the pipeline fails.
+        """
         with telling(f"frame {index} of {KEY} ({type(self.dataset).__name__}) cannot be made"):
             batch = pseudo_collate([self.dataset[index]])
         check_packed(batch, KEY)
-        inputs: Tensor = self.model.data_preprocessor(batch, False)["inputs"]  # type: ignore[operator]
-        return inputs
+        found: dict[str, Any] = self.model.data_preprocessor(batch, False)  # type: ignore[operator]
+        return found
 
     def __length_hint__(self) -> int:
         return len(self)

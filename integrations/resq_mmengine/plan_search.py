@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS
 from torch import nn
 
-from resq_mmengine.calibration import ClipLoader
+from resq_mmengine.calibration import KEY, ClipLoader
 from resq_mmengine.own_video import joints_of_output, labels_of_output
+from resq_mmengine.pipelines import build_dataset
 from resq_mmengine.settings import Settings
 from resq_mmengine.zoo import FrameModel
 from resq_plugin import ResQConfig, search
@@ -42,10 +41,10 @@ def search_from_settings(model: nn.Module, settings: Settings, folder: Path, sco
     if wanted is None or source.dataset is None:
         msg = f"resq.search needs clips to look at, and the config names none; write {LINES}."
         raise ConfigError(msg)
-    dataset = DATASETS.build(dict(source.dataset))
-    clips = ClipLoader(dataset, model, source.length or max(wanted.target.intervals), source.step)
+    length = source.length or max(wanted.target.intervals)
+    clips = ClipLoader(build_dataset(source.dataset, KEY), model, length, source.step)
     count = min(wanted.clips, len(clips))
-    sample = model.data_preprocessor(pseudo_collate([dataset[0]]), False)["data_samples"][0]  # type: ignore[operator]
+    sample = clips.batch(0)["data_samples"][0]
     is_pose = scope == "mmpose"
     agreement: Any = Agreement
     if is_pose:

@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 def check_patterns(config: ResQConfig, names: Collection[str]) -> None:
     """Refuse a pattern that matches no layer, or warn of it where it changes nothing.
 
-    Whoever writes ``include``, ``overrides`` or ``policy.thresholds`` wants certain layers to be quantized in a
-    certain way; what matches nothing is a slip. One ``exclude`` may serve several networks, of which not all have the
-    layer.
+    Whoever writes ``include``, ``overrides``, ``policy.thresholds`` or ``state.stateless`` wants certain layers to be
+    quantized in a certain way; what matches nothing is a slip. One ``exclude`` may serve several networks, of which
+    not all have the layer.
 
     Args:
         config: the configuration.
@@ -49,6 +49,8 @@ def _wanted(config: ResQConfig) -> Iterator[tuple[str, str]]:
         yield f"overrides[{pattern!r}]={text!r}", pattern
     for pattern, threshold in config.policy.thresholds:
         yield f"policy.thresholds[{pattern!r}]={threshold!r}", pattern
+    for pattern in config.state.stateless:
+        yield f"state.stateless pattern {pattern!r}", pattern
 
 
 def _nearest(pattern: str, names: Collection[str]) -> str:

@@ -103,7 +103,8 @@ class Setting:
 def _patterns(config: ResQConfig | None) -> bool:
     """Whether it has patterns of its own."""
     return config is not None and (
-        config.include != ("*",) or bool(config.exclude or config.overrides or config.policy.thresholds)
+        config.include != ("*",)
+        or bool(config.exclude or config.overrides or config.policy.thresholds or config.state.stateless)
     )
 
 

@@ -98,7 +98,8 @@ def convert(model: M, config: ResQConfig | str, *, example: Tensor | None = None
     Raises:
         ConversionError: already converted, traced, nothing to convert, or no backend of that name.
         MissingExtraError: the toolkit of the backend is not installed.
-        ConfigError: a pattern of ``include``, ``overrides`` or ``policy.thresholds`` matches no layer.
+        ConfigError: a pattern of ``include``, ``overrides``, ``policy.thresholds`` or ``state.stateless`` matches no
+            layer.
     """
     if isinstance(config, str):
         config = ResQConfig.parse(config)

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resq_plugin.errors import ConfigError, ResQError
-from resq_plugin.method import count_macs, cure_of, executing
+from resq_plugin.method import TRANSPOSED, count_macs, cure_of, executing
 
 __all__ = ["COUNTED_LAYERS", "DryRun", "LayerCall", "UncountedOps", "dry_run"]
 
 logger = logging.getLogger(__name__)
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-COUNTED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
+COUNTED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 """The layers whose multiply-accumulates are counted, subclasses included."""
 
 # Operators beside views that only make or name memory; `_unsafe_view` is a view by another name.

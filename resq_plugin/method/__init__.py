@@ -31,7 +31,7 @@ from resq_plugin.method.quantizer import (
     weight_range,
     weight_scale,
 )
-from resq_plugin.method.refresh import count_macs, refresh_groups
+from resq_plugin.method.refresh import TRANSPOSED, count_macs, refresh_groups
 from resq_plugin.method.schedule import make_schedule, relative_change, scene_threshold, set_scene_threshold
 from resq_plugin.method.stream_state import StreamState
 from resq_plugin.method.told import is_news
@@ -49,6 +49,7 @@ __all__ = [
     "FAILURES",
     "GRID_BYTES",
     "HALF_TYPES",
+    "TRANSPOSED",
     "ActivationQuantizer",
     "Call",
     "CountingExecutor",

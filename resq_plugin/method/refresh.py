@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Refresh", "count_macs", "refresh_groups"]
+__all__ = ["TRANSPOSED", "Refresh", "count_macs", "refresh_groups"]
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def count_macs(layer: Any, x: Tensor, z: Tensor) -> int:
@@ -26,7 +26,7 @@ def count_macs(layer: Any, x: Tensor, z: Tensor) -> int:
         z: its output.
     """
     weights_per_filter: int = math.prod(layer.weight.shape[1:])
-    return (x if isinstance(layer, _TRANSPOSED) else z).numel() * weights_per_filter
+    return (x if isinstance(layer, TRANSPOSED) else z).numel() * weights_per_filter
 
 
 def refresh_groups(work: Mapping[str, int], count: int) -> dict[str, int]:

@@ -46,6 +46,10 @@ doors = pytest.mark.parametrize("door", [through_convert, through_cost, through_
             r"^policy.thresholds\['steam.\*'\]=0.2 matches no layer. Did you mean 'stem.\*'\? Layers are e.g. stem.0",
         ),
         (
+            {"state": {"stateless": ("haed",)}},
+            r"^state.stateless pattern 'haed' matches no layer. Did you mean 'head'\? Layers are e.g. stem.0",
+        ),
+        (
             {"include": ("conv*", "stem")},  # a module, of which only a pattern finds the layers
             r"^include pattern 'stem' matches no layer. Did you mean 'stem.\*'\? Layers are e.g. stem.0",
         ),

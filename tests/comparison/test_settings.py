@@ -24,6 +24,8 @@ CHANGES: list[dict[str, Any]] = [
     {"exclude": ("Head*",)},
     {"overrides": {"a_b": "W4A4"}},
     {"overrides": {"a-b": "W4A4"}},
+    {"state": {"stateless": ("head.*",)}},
+    {"state": {"stateless": ("Head.*",)}},
 ]
 
 
