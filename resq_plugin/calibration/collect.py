@@ -94,6 +94,8 @@ class Collector(CountingExecutor):
             self._windows[key] = choose_windows(layer, x, self.positions, self.generator)
             self._slots[key] = len(samples.clips)
             samples.complete.append(self.positions >= output_positions(layer, x))
+            ones = torch.ones_like(x.narrow(layer.channel_dim, 0, 1))
+            samples.inside.append(int(cut_windows(layer, ones, self._windows[key]).sum()))
             samples.clips.append({})
             samples.keyframes.append([])
             samples.residuals.append([])
@@ -102,17 +104,24 @@ class Collector(CountingExecutor):
         if "keyframe" in self._roles:
             samples.keyframes[slot].append(self._position)
             samples.keyframe_range = widen(samples.keyframe_range, x, name)
-            samples.square_sum += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+            samples.square_sum += _square_sum(x)
             samples.pixels += x.numel() // max(x.shape[layer.channel_dim], 1)
         if self._position == 0:
             self._references[key] = x.clone()
         elif "residual" in self._roles:
             samples.residuals[slot].append(self._position)
             low = samples.residual_range or (float("inf"), -float("inf"))
-            samples.residual_range = widen(low, difference(x, self._references, key), name)
+            change = difference(x, self._references, key)
+            samples.residual_range = widen(low, change, name)
+            samples.change_square_sum += _square_sum(change)
+            samples.change_pixels += x.numel() // max(x.shape[layer.channel_dim], 1)
         if self.config.reference == "running" and key in self._references:
             self._references[key] = x.clone()
         return z
+
+
+def _square_sum(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def _require_batch(layer: ResidualLayer, x: Tensor) -> None:

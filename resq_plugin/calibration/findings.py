@@ -75,10 +75,23 @@ def find_findings(
                 f"layer {name}: of its pool {layers[name].settings.residual}, {_list(dead)} bits are no better than 0 "
                 "bits on the residuals of these clips. Take them out of the pool, or pass clips with more motion"
             )
+    if not next(iter(layers.values())).settings.config.calibration.recheck:
+        rare = [name for name in searches if not _is_sampled(samples[name], layers[name])]
+        if rare:
+            found.append(
+                f"the places sampled of layers {_list(rare)} hold less than half or more than twice of what their "
+                "inputs hold on average, so what is rare there, such as a small mask, may be clipped. Let full maps "
+                "decide: calibration=dict(recheck=4), or sample more: calibration=dict(positions=65536)"
+            )
     needs = [need for name, search in searches.items() for need in find_needs(layers[name], samples[name], search)]
     if needs:
         found.append(describe_needs(needs, layers))
     return found
+
+
+def _is_sampled(samples: LayerSamples, layer: ResidualLayer) -> bool:
+    reference = layer.settings.config.reference
+    return samples.is_complete or all(samples.is_typical(kind, reference) for kind in ("keyframe", "residual"))
 
 
 def too_short(longest: int, config: ResQConfig) -> list[str]:

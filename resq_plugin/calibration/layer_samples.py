@@ -21,6 +21,8 @@ Losses = dict[float, float]
 
 STILL = 2.0**-20
 """Changes up to this share of the inputs themselves are noise of float arithmetic."""
+TYPICAL = 0.5, 2.0
+"""Mean square of windows, relative to that of full maps, between which they stand for the maps."""
 
 
 @dataclass
@@ -35,6 +37,11 @@ class LayerSamples:
         complete: per clip and call, whether the windows hold all output positions.
         residuals: per clip and call, the positions that count as residual samples.
         keyframes: per clip and call, the positions that count as keyframe samples.
+        inside: per clip and call, pixels of the map that the windows of one position hold.
+        square_sum: of x on full maps, over all keyframe samples.
+        pixels: of these maps.
+        change_square_sum: of the changes of which ``residual_range`` is the range.
+        change_pixels: of their maps.
     """
 
     clips: list[dict[int, Tensor]] = field(default_factory=list)
@@ -43,8 +50,11 @@ class LayerSamples:
     keyframe_range: tuple[float, float] = (float("inf"), -float("inf"))
     residual_range: tuple[float, float] | None = None
     complete: list[bool] = field(default_factory=list)
+    inside: list[int] = field(default_factory=list)
     square_sum: float = 0.0
     pixels: int = 0
+    change_square_sum: float = 0.0
+    change_pixels: int = 0
 
     def is_signed(self, config: ResQConfig) -> bool:
         """Whether the keyframe grid is symmetric."""
@@ -68,8 +78,27 @@ class LayerSamples:
             keyframes=of_slots(self.keyframes),
             residuals=[[] for _ in slots],
             complete=of_slots(self.complete),
+            inside=of_slots(self.inside),
             residual_range=None,
         )
+
+    def is_typical(self, kind: str, reference: str = "float") -> bool:
+        """Whether windows hold about as much as full maps do. A few may miss what is rare, such as a small mask.
+
+        Args:
+            kind: ``keyframe`` (x) or ``residual`` (its change since the reference, in float).
+            reference: of residuals.
+        """
+        if kind == "keyframe":
+            whole, pixels, chosen, batches = self.square_sum, self.pixels, self.keyframes, self.keyframe_inputs()
+        else:
+            whole, pixels, chosen = self.change_square_sum, self.change_pixels, self.residuals
+            batches = self.residual_inputs("running" if reference == "running" else "float", lambda x: x)
+        seen = sum(count * len(positions) for count, positions in zip(self.inside, chosen, strict=True))
+        if not (whole and seen):
+            return True
+        part = sum(float(torch.linalg.vector_norm(batch, dtype=torch.float64)) ** 2 for batch in batches)
+        return TYPICAL[0] <= (part / seen) / (whole / pixels) <= TYPICAL[1]
 
     @property
     def largest(self) -> float:

@@ -61,6 +61,10 @@ class PathSearch:
 
         return search_range(candidate_ranges(*self.bounds, self.candidates), loss)
 
+    def unranked(self) -> dict[float, float]:
+        """All half ranges, wide to narrow, for full maps to decide between."""
+        return dict.fromkeys(candidate_ranges(*self.bounds, self.candidates), 0.0)
+
 
 @dataclass(frozen=True)
 class LayerSearch:
@@ -131,7 +135,7 @@ def search_layer(
     keyframe = quantizers["keyframe"].bits, samples.is_signed(config)
     path = partial(search_path, layer, samples, "keyframe")
     depends: Depends = (layer.settings.name, config.calibration.candidates, keyframe[1])
-    found = _search(layer, "keyframe", {"keyframe": keyframe[0]}, path, depends, known)
+    found = _search(layer, samples, "keyframe", {"keyframe": keyframe[0]}, path, depends, known)
     has_residuals = layer.settings.residual is not None and samples.residual_range is not None
     is_still = has_residuals and samples.is_still
     if is_still:
@@ -142,22 +146,24 @@ def search_layer(
         path = partial(search_path, layer, samples, "residual", half)
         depends = (layer.settings.name, config.calibration.candidates, config.reference)
         depends += () if config.reference == "float" else (*keyframe, half)
-        found += _search(layer, "residual", pool, path, depends, known)
-    # Where the windows are the whole maps, a comparison on some of the frames knows less.
-    count = 1 if samples.is_complete else FINALISTS
-    finalists = {name: dict(itertools.islice(losses.items(), count)) for name, losses in found.ranked.items()}
-    return replace(found, ranked=finalists, is_still=is_still)
+        found += _search(layer, samples, "residual", pool, path, depends, known)
+    return replace(found, is_still=is_still)
 
 
 def _search(
     layer: ResidualLayer,
+    samples: LayerSamples,
     kind: str,
     quantizers: Mapping[str, int],
     make_path: Callable[[], PathSearch],
     depends: Depends,
     known: dict[Hashable, Losses],
 ) -> LayerSearch:
-    """Rank the ranges of the quantizers of one path, given by their bits, as far as they are not known."""
+    """Find the finalists of the quantizers of one path, given by their bits, as far as they are not known."""
+    config = layer.settings.config
+    trusted = samples.is_complete or not config.calibration.recheck or samples.is_typical(kind, config.reference)
+    # Where the windows are the whole maps, a comparison on some of the frames knows less.
+    count = 1 if samples.is_complete else FINALISTS if trusted else config.calibration.candidates
     w_hat = layer.weight_of(kind)
     of_path = (kind, *depends)
     keys = {name: (*of_path, fingerprint([("", w_hat)]), bits) for name, bits in quantizers.items()}
@@ -166,5 +172,7 @@ def _search(
         known.setdefault(of_path, {0.0: path.energy})
         for name, bits in quantizers.items():
             if keys[name] not in known:
-                known[keys[name]] = path.rank(w_hat, bits) if bits else {0.0: 0.0}
-    return LayerSearch({name: known[key] for name, key in keys.items()}, {kind: known[of_path][0.0]}, keys)
+                find = partial(path.rank, w_hat, bits) if trusted else path.unranked
+                known[keys[name]] = find() if bits else {0.0: 0.0}
+    finalists = {name: dict(itertools.islice(known[key].items(), count)) for name, key in keys.items()}
+    return LayerSearch(finalists, {kind: known[of_path][0.0]}, keys)

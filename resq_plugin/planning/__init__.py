@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resq_plugin.planning.inputs import FOUND
+from resq_plugin.planning.inputs import FOUND, Loop
 from resq_plugin.planning.plan import LayerPlan, Plan, Point, read_plan
 from resq_plugin.planning.result import Goal, SearchResult
 from resq_plugin.planning.run import search
@@ -14,6 +14,7 @@ __all__ = [
     "Choice",
     "Goal",
     "LayerPlan",
+    "Loop",
     "Plan",
     "Point",
     "SearchResult",

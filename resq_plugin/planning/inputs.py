@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from resq_plugin.errors import ConfigError
 from resq_plugin.method import frame_to, image_of
 from resq_plugin.planning.target import Target
 
-__all__ = ["FOUND", "check_common", "check_labels", "digest", "possible_intervals", "split_clips"]
+__all__ = ["FOUND", "Loop", "check_common", "check_labels", "digest", "possible_intervals", "split_clips"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,21 @@ FOUND = {
     "schedule": "convert with plan.config.replace(schedule=...)",
 }
 """Fields of `ResQConfig` that are found, and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How whole videos run where a frame depends on what the ones before left behind, as in `evaluate`.
+
+    Attributes:
+        run: what runs one frame with what it remembers, and returns what ``predict`` takes.
+        start: what begins a video and forgets the one before.
+        given: so many frames at the start of a video call no layer, as the frame whose mask is given.
+    """
+
+    run: Callable[[Any], Any]
+    start: Callable[[], Any]
+    given: int = 0
 
 
 def digest(frame: Any) -> str:
@@ -54,7 +70,12 @@ def check_common(common: Mapping[str, Any]) -> None:
 
 
 def split_clips(
-    clips: Sequence[Clip], held_out: float | Sequence[Clip], device: torch.device | None, *, pytrees: bool = False
+    clips: Sequence[Clip],
+    held_out: float | Sequence[Clip],
+    device: torch.device | None,
+    *,
+    pytrees: bool = False,
+    loop: Loop | None = None,
 ) -> tuple[list[list[Any]], list[list[Any]]]:
     """Clips that are looked at, and those that verify.
 
@@ -63,13 +84,31 @@ def split_clips(
         held_out: clips that verify, or a share of those.
         device: of the model.
         pytrees: whether a frame may be more than a tensor.
+        loop: what runs the held-out videos, if those are no clips as the others.
     """
     found = [_frames(clip, index, device, pytrees) for index, clip in enumerate(clips)]
     if not found:
         msg = "search got no clip; pass clips such as [(T, C, H, W) tensor, ...] of consecutive frames."
         raise ConfigError(msg)
     if not isinstance(held_out, (int, float)):
-        return found, [_frames(clip, index, device, pytrees) for index, clip in enumerate(held_out)]
+        pytrees = pytrees or loop is not None
+        verifying = [_frames(clip, index, device, pytrees) for index, clip in enumerate(held_out)]
+        if not verifying:
+            msg = "held_out=[] has no clip; pass clips that verify plans, or a share of the others such as 0.25."
+            raise ConfigError(msg)
+        if loop is not None and min(map(len, verifying)) <= loop.given:
+            msg = (
+                f"the held-out videos have {[len(video) for video in verifying]} frames; each needs more than the "
+                f"{loop.given} that are given."
+            )
+            raise ConfigError(msg)
+        return found, verifying
+    if loop is not None:
+        msg = (
+            f"held_out={held_out!r} is a share of recorded steps, but loop=... runs whole videos; pass "
+            "held_out=[video, ...]."
+        )
+        raise ConfigError(msg)
     if not 0 < held_out < 1:
         msg = f"held_out={held_out!r} is not allowed; write a share of the clips such as 0.25, or clips."
         raise ConfigError(msg)

@@ -15,7 +15,7 @@ from resq_plugin.calibration import Window, choose_windows, cut_outputs, cut_win
 from resq_plugin.errors import ConfigError
 from resq_plugin.method import Call, CountingExecutor, ResidualLayer, executing
 
-__all__ = ["LayerView", "Observer", "View", "draw_score", "observe", "score_tensor"]
+__all__ = ["LayerView", "Observer", "View", "draw_score", "has_scores", "observe", "score_tensor"]
 
 Key = tuple[str, int, torch.Size]
 KEEPS_STATE = (
@@ -138,6 +138,11 @@ class Observer(CountingExecutor):
 
         z.register_hook(keep)
         return z
+
+
+def has_scores(output: Any) -> bool:
+    """Whether a model's output has a floating-point tensor."""
+    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(output))
 
 
 def score_tensor(output: Any) -> Tensor:

@@ -63,8 +63,10 @@ def draw_front(
             color=colours["dynamic"],
             label="predicted",
         )
-        measured = [(100 * p.verified.relative, p.verified.divergence) for p in front if p.verified is not None]
-        right.plot(*zip(*measured, strict=True), "o", color=colours["dynamic"], label="measured")
+        found = [point.verified for point in front if point.verified is not None]
+        measured = [(100 * each.relative, each.divergence) for each in found if each.divergence is not None]
+        if measured:
+            right.plot(*zip(*measured, strict=True), "o", color=colours["dynamic"], label="measured")
         right.set(title="Divergence from float", xlabel="bit operations, % of W8A8", xscale="log", yscale="log")
         right.legend()
     return path

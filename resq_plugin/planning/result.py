@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,13 @@ class Goal:
         fit = [point for point in points if self.is_met_by(point)]
         if self.max_drop is not None:
             return min(fit, key=lambda p: (p.verified.gbops, p.error), default=None)  # type: ignore[union-attr]
-        return min(fit, key=lambda p: (p.verified.divergence, p.gbops), default=None)  # type: ignore[union-attr]
+        return min(fit, key=lambda p: (_loss(p), p.gbops), default=None)
+
+
+def _loss(point: Point) -> float:
+    """What separates a measured plan from float."""
+    found = point.verified
+    return math.inf if found is None else found.drop if found.divergence is None else found.divergence
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from resq_plugin.errors import ConfigError, ConversionError
 from resq_plugin.evaluation import Agreement, MeanIoU, Metric
 from resq_plugin.method import ResidualLayer, image_of
 from resq_plugin.planning.choosing import verify_front
-from resq_plugin.planning.inputs import check_common, check_labels, digest, possible_intervals, split_clips
+from resq_plugin.planning.inputs import Loop, check_common, check_labels, digest, possible_intervals, split_clips
 from resq_plugin.planning.journal import SearchJournal
 from resq_plugin.planning.measuring import Measured, measure
 from resq_plugin.planning.observe import score_tensor
@@ -52,6 +52,7 @@ def search(
     predict: Predict | None = None,
     agreement: Callable[[], Metric] = Agreement,
     run: Callable[[Any], Any] | None = None,
+    loop: Loop | None = None,
     arguments: Sequence[Any] = (),
     criterion: str | None = None,
     points: int = 6,
@@ -82,6 +83,8 @@ def search(
         agreement: maker of the metric of predictions against those of the float model, in percent.
         run: what runs one frame, when it is not ``model(frame)``. A frame is then any pytree with its image, such as
             (frame, masks, what was remembered), recorded of a float run: each is run on its own.
+        loop: what runs whole held-out videos, where errors go from frame to frame through what is remembered; a
+            `Loop`. ``predict``, ``labels`` and ``metric`` are then of what it returns.
         arguments: of the model behind the frame, for its bit operations, such as a number of objects.
         criterion: ``kl`` (class scores) or ``squared`` (values such as heat maps); kl where ``predict`` is not given.
         points: plans spread over the front that are measured beside those that the wish needs.
@@ -105,11 +108,15 @@ def search(
     target = target if isinstance(target, Target) else Target.from_dict(target or {})
     check_common(common)
     device = next((parameter.device for parameter in model.parameters()), None)
-    measured, verifying = split_clips(clips, held_out, device, pytrees=run is not None)
-    intervals = possible_intervals(target, measured, verifying)
-    frame = verifying[0][0]
+    measured, verifying = split_clips(clips, held_out, device, pytrees=run is not None, loop=loop)
+    given = 0 if loop is None else loop.given
+    intervals = possible_intervals(target, measured, [video[given:] for video in verifying])
+    frame = measured[0][0] if loop else verifying[0][0]
     output = first_output(model, frame, run)
     scores = score_tensor(output)
+    if loop is not None:
+        loop.start()
+        output = first_output(model, verifying[0][0], loop.run)
     criterion = criterion or ("kl" if predict is None and scores.dim() > 1 and scores.shape[1] > 1 else "squared")
     if criterion not in ("kl", "squared"):
         msg = f"criterion={criterion!r} is not allowed; write 'kl' (class scores) or 'squared' (values)."
@@ -127,6 +134,7 @@ def search(
         seed=seed,
         metric=name,
         common=common,
+        given=given,
     )
     journal = SearchJournal(None if folder is None else Path(folder), mark)
     with evaluating(model), tqdm(unit="step", disable=not progress, dynamic_ncols=True) as bar:
@@ -134,7 +142,7 @@ def search(
         pieces = [piece for piece in pieces if len(piece) == max(map(len, pieces))]
         study = measure(model, pieces, run, target, intervals, criterion, seed, journal, bar, common)
         trials = Trials(
-            *(model, measured, verifying, run, arguments, labels, predict, make, agreement, criterion, journal),
+            *(model, measured, verifying, run, loop, arguments, labels, predict, make, agreement, criterion, journal),
             bar.update,
         )
         candidates = _candidates(model, study, target, intervals, goal, trials, scores, criterion, common)

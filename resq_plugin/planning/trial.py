@@ -17,8 +17,9 @@ from resq_plugin.conversion import convert, fold_batch_norms, revert
 from resq_plugin.cost import measure_cost
 from resq_plugin.evaluation import Metric, evaluate
 from resq_plugin.method import image_of
+from resq_plugin.planning.inputs import Loop
 from resq_plugin.planning.journal import SearchJournal
-from resq_plugin.planning.observe import score_tensor
+from resq_plugin.planning.observe import has_scores, score_tensor
 
 __all__ = ["Divergence", "Trials", "Verified"]
 
@@ -33,7 +34,8 @@ class Verified:
         accuracy: in percent, mean over the positions in the interval (§5).
         drop: points of it lost against the float model on the same frames.
         agreement: with the predictions of the float model, in percent.
-        divergence: from the float output, KL in nats or half the squared error, per output value.
+        divergence: from the float output, KL in nats or half the squared error, per output value; None where what is
+            returned holds no scores.
         gbops: per frame, with the shares of bit widths that were measured.
         relative: of W8A8 in every frame.
         state_megabytes: kept between frames.
@@ -43,7 +45,7 @@ class Verified:
     accuracy: float
     drop: float
     agreement: float
-    divergence: float
+    divergence: float | None
     gbops: float
     relative: float
     state_megabytes: float
@@ -101,8 +103,9 @@ class Trials:
     Args:
         model: float, in evaluation mode.
         calibration: clips that ranges are found on.
-        held_out: clips that are measured.
+        held_out: clips or whole videos that are measured.
         run: what runs one frame, when it is not ``model(frame)``.
+        loop: what runs the held-out videos, when that is not ``run``.
         arguments: of the model behind the frame, for its bit operations.
         labels: per clip and frame what is right, or None where predictions of the float model are.
         predict: model output to what the metric compares.
@@ -119,6 +122,7 @@ class Trials:
         calibration: Sequence[Any],
         held_out: Sequence[Sequence[Any]],
         run: Callable[[Any], Any] | None,
+        loop: Loop | None,
         arguments: Sequence[Any],
         labels: Any,
         predict: Predict,
@@ -130,29 +134,43 @@ class Trials:
     ) -> None:
         self.model, self.calibration, self.held_out, self.step = model, calibration, held_out, step
         self.journal, self.run, self.arguments = journal, run, tuple(arguments)
+        self.playing: dict[str, Any] = (
+            {"run": run} if loop is None else {"run": loop.run, "start": loop.start, "given": loop.given}
+        )
         self.statistics = Statistics()
-        with torch.no_grad():
-            outputs = [[(run or model)(frame) for frame in clip] for clip in held_out]
-        predicted = [[predict(output) for output in clip] for clip in outputs]
-        self.targets: dict[str, Any] = {
-            "accuracy": predicted if labels is None else labels,
-            "agreement": predicted,
-            "divergence": [[score_tensor(output).clone() for output in clip] for clip in outputs],
-        }
+        predicted, scores = self._in_float(predict)
+        self.targets: dict[str, Any] = {"accuracy": predicted if labels is None else labels, "agreement": predicted}
         self.metrics: dict[str, Callable[[], Any]] = {
             "accuracy": lambda: _Predicted(metric(), predict),
             "agreement": lambda: _Predicted(agreement(), predict),
-            "divergence": lambda: _Scored(Divergence(criterion), predict),
         }
+        if scores is not None:
+            self.targets["divergence"] = scores
+            self.metrics["divergence"] = lambda: _Scored(Divergence(criterion), predict)
         own = metric()
         for found, right in zip(predicted, self.targets["accuracy"], strict=True):
-            for prediction, target in zip(found, right, strict=True):
+            for prediction, target in list(zip(found, right, strict=True))[0 if loop is None else loop.given :]:
                 if target is not None:
                     own.update(prediction, target)
         self.float_accuracy = own.compute()
         self.shape = tuple(image_of(held_out[0][0]).shape)
         w8a8 = ResQConfig.parse("W8A8")
         self.base = measure_cost(model, self.shape, w8a8, arguments=self.arguments).bops_per_frame
+
+    @torch.no_grad()
+    def _in_float(self, predict: Predict) -> tuple[list[list[Tensor]], list[list[Tensor]] | None]:
+        """Predictions and scores of the float model, frame by frame; no scores where it returns none."""
+        run, start = self.playing["run"] or self.model, self.playing.get("start")
+        predicted: list[list[Tensor]] = []
+        scores: list[list[Tensor]] = []
+        for video in self.held_out:
+            if start is not None:
+                start()
+            outputs = [run(frame) for frame in video]
+            predicted.append([predict(output) for output in outputs])
+            if has_scores(outputs[-1]):
+                scores.append([score_tensor(output).clone() for output in outputs])
+        return predicted, scores or None
 
     @property
     def frames(self) -> int:
@@ -171,14 +189,14 @@ class Trials:
     def _measure(self, config: ResQConfig) -> dict[str, Any]:
         convert(self.model, config)
         try:
-            fold_batch_norms(self.model, self.held_out[0][0], self.run)
+            fold_batch_norms(self.model, self.calibration[0][0], self.run)
             calibrate(self.model, self.calibration, run=self._run, statistics=self.statistics)
             interval = config.interval if config.residual is not None else 1
             found = evaluate(
                 *(self.model, self.held_out, self.targets, self.metrics),
                 predict=self._counted,
                 interval=interval,
-                run=self.run,
+                **self.playing,
             )
             averages = found.amortized()
             cost = measure_cost(self.model, self.shape, arguments=self.arguments, **averages)
@@ -189,7 +207,7 @@ class Trials:
             "accuracy": accuracy,
             "drop": self.float_accuracy - accuracy,
             "agreement": found.mean("agreement"),
-            "divergence": found.mean("divergence"),
+            "divergence": found.mean("divergence") if "divergence" in self.metrics else None,
             "gbops": cost.bops_per_frame / 1e9,
             "relative": cost.bops_per_frame / self.base,
             "state_megabytes": cost.state_bytes / 1e6,

@@ -19,7 +19,7 @@ import resq_plugin
 from resq_plugin import ResQConfig, Target, calibrate, convert, measure_cost, read_plan, search
 from resq_plugin.errors import ConfigError, ConversionError, ReportError
 from resq_plugin.evaluation import Agreement, evaluate, float_predictions
-from resq_plugin.planning import SearchResult
+from resq_plugin.planning import Loop, SearchResult
 from resq_plugin.planning.trial import Trials
 
 COMMON: dict[str, Any] = {
@@ -243,6 +243,7 @@ def test_labels_are_what_counts_where_there_are_some() -> None:
         ({"max_drop": None}, "say what is asked: max_drop=0.5"),
         ({"max_drop": -1}, "max_drop=-1 is not allowed"),
         ({"held_out": 1.5}, "held_out=1.5 is not allowed"),
+        ({"held_out": []}, r"held_out=\[\] has no clip"),
         ({"interval": 3}, r"search finds interval itself, so interval=3 cannot be given; say which T may be: target="),
         ({"policy": {}}, "search finds policy itself"),
         ({"wieghts": "channel"}, "unknown setting wieghts. Did you mean 'weights'?"),
@@ -378,6 +379,95 @@ def test_a_state_is_a_part_of_the_frame() -> None:
     interval = result.plan.config.interval if result.plan.config.residual else 1
     measured = evaluate(net, clips[3:], targets, {"agreement": Agreement}, predict=predict, interval=interval, run=run)
     assert measured.mean("agreement") == verified.agreement
+
+
+class Recurrent:
+    """Blend as its user runs it: what it remembers is a part of each frame; the first frame is given."""
+
+    def __init__(self, net: Blend) -> None:
+        self.net = net
+        self.reset()
+
+    def reset(self) -> None:
+        self.before: Tensor | None = None
+
+    def __call__(self, frame: Tensor) -> Tensor:
+        if self.before is None:
+            self.before = torch.zeros(1, 4, 12, 16)
+            return self.before
+        blended = frame + self.before.tanh().mean(1, keepdim=True)
+        scores: Tensor = self.net(blended, torch.zeros(1, 8, 12, 16))
+        self.before = scores
+        return scores
+
+
+def steps_of(net: Blend, clips: list[Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
+    """Recorded steps of a float run, each with the state it read."""
+    return [[(frame, torch.zeros(1, 8, 12, 16)) for frame in clip.unsqueeze(1)] for clip in clips]
+
+
+def test_plans_are_verified_on_whole_videos_whose_errors_go_from_frame_to_frame() -> None:
+    net = seeded(Blend)
+    video = [list(torch.cat(film(9, seed=5))[:, None])]
+    loop = Recurrent(net)
+    whole = Loop(loop, loop.reset, given=1)
+    step: Any = lambda step: net(*step)  # noqa: E731
+    clips = steps_of(net, film())
+    result = search(net, clips, max_drop=4.0, held_out=video, run=step, loop=whole, **COMMON)
+    point = result.plan.point
+    assert point.verified is not None
+    predict = lambda scores: scores.argmax(1)  # noqa: E731
+    playing: dict[str, Any] = {"run": loop, "start": loop.reset}
+    targets = {"agreement": float_predictions(net, video, predict, **playing)}
+    convert(net, point.config)
+    calibrate(net, clips, run=step)
+    interval = point.config.interval if point.config.residual else 1
+    settings = {"predict": predict, "interval": interval, "given": 1, **playing}
+    measured = evaluate(net, video, targets, {"agreement": Agreement}, **settings)
+    assert point.verified.accuracy == point.verified.agreement == measured.mean("agreement")
+    cost = measure_cost(net, (1, 3, 12, 16), **measured.amortized())
+    assert point.verified.gbops == cost.bops_per_frame / 1e9
+    assert point.verified.divergence > 0  # type: ignore[operator]
+
+
+def test_a_loop_may_return_labels_alone_and_labels_of_given_frames_do_not_count(tmp_path: Path) -> None:
+    net = seeded(Blend)
+    loop = Recurrent(net)
+    frames = list(torch.cat(film(5, seed=5))[:, None])
+    whole = Loop(lambda frame: loop(frame).argmax(1), loop.reset, given=1)
+    with torch.no_grad():
+        whole.start()
+        right: list[Tensor | None] = [whole.run(frame) for frame in frames]
+    right[0] = torch.full((1, 12, 16), 3)  # wrong, and given
+    options: dict[str, Any] = {
+        **COMMON,
+        "held_out": [frames],
+        "run": lambda step: net(*step),
+        "criterion": "kl",
+        "metric": ("agreement", Agreement),
+    }
+    result = search(net, steps_of(net, film()), max_gbops=1.0, labels=[right], loop=whole, folder=tmp_path, **options)
+    assert result.float_accuracy == 100
+    known = [point.verified for point in result.front if point.verified is not None]
+    assert {found.divergence for found in known} == {None}
+    assert result.plan.point.verified.drop == min(found.drop for found in known)  # type: ignore[union-attr]
+    result.report(tmp_path)
+    assert "NaN" not in (tmp_path / "front.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (0.25, r"held_out=0.25 is a share of recorded steps, but loop=... runs whole videos; pass held_out=\[video"),
+        ([[torch.zeros(1, 3, 12, 16)]], r"the held-out videos have \[1\] frames; each needs more than the 1 that are"),
+    ],
+)
+def test_held_out_videos_of_a_loop_must_be_some(held_out: Any, message: str) -> None:
+    net = seeded(Blend)
+    loop = Recurrent(net)
+    options: dict[str, Any] = {**COMMON, "run": lambda step: net(*step), "loop": Loop(loop, loop.reset, given=1)}
+    with pytest.raises(ConfigError, match=message):
+        search(net, steps_of(net, film()), max_drop=1.0, held_out=held_out, **options)
 
 
 def test_a_state_that_is_kept_between_frames_is_told_and_so_are_frames_that_nothing_runs() -> None:
