@@ -6,6 +6,7 @@ later frames or in place of the batch norm, would take them for something else; 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -43,6 +44,12 @@ class FoldedOutput(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         output = next(value for value in tree_iter((args, kwargs)) if isinstance(value, FoldedOutput))
+        if torch.compiler.is_compiling():
+            msg = (
+                f"layer {output.owner} computes with the batch norm behind it folded in, and is not compiled, while "
+                "what reads its output is; compile both or none of them, best the whole model: torch.compile(model)."
+            )
+            raise FoldingError(msg)
         msg = _wrong_reader(output.owner, f"{getattr(func, '__name__', func)}(...) reads its output")
         raise FoldingError(msg)
 
@@ -85,7 +92,8 @@ def take(z: Any, layer: nn.Module, norm: nn.Module, owner: str) -> Any:
     """
     if not isinstance(z, FoldedOutput):
         if isinstance(z, Tensor) and _is_followed(layer, norm):
-            msg = _wrong_reader(owner, f"this batch norm is called with another tensor, {tuple(z.shape)}")
+            found = f"this batch norm is called with another tensor, {tuple(z.shape)}"
+            msg = _wrong_reader(owner, f"{found}, or is not compiled while {owner} is")
             raise FoldingError(msg)
         is_view = isinstance(z, Tensor) and z.requires_grad and z._is_view()  # a backward hook makes one
         return _own(z) if is_view else z
@@ -108,5 +116,22 @@ def _is_followed(layer: nn.Module, norm: nn.Module) -> bool:
     """Whether the class of a tensor survives between the two: not for a compiler, a tracer or backward hooks."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
+    if layer._compiled_call_impl or norm._compiled_call_impl or _is_within_compiled_call():
+        return False
     hooks = layer._backward_hooks or layer._backward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
     return not (hooks or nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks)
+
+
+def _is_within_compiled_call() -> bool:
+    """Whether a call of `torch.compile` runs this in eager mode, as it does behind graph breaks and past its limits.
+
+    It may compile the next module and not this one, and takes no tensors of our class.
+    """
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return False
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_qualname.startswith("_TorchDynamoContext.__call__."):
+            return True
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import aimet_torch
 import numpy as np
@@ -15,6 +16,7 @@ from helpers import Plain, Residual, assert_equal, build, max_lsb, outside, play
 from torch import Tensor, nn
 
 from resq_plugin import stream, summarize
+from resq_plugin.errors import FoldingError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -61,6 +63,61 @@ def test_a_compiled_model_in_a_stream(backend: str) -> None:
     fast = torch.compile(model, backend="eager")
     with torch.no_grad(), stream(fast) as player:
         assert_equal([player(frame) for frame in X], expected)
+
+
+class Breaks(nn.Module):
+    """Pairs of layer and batch norm in a forward that no compiler takes in one piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pairs = ((nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4)) for channels in (3, 4))
+        self.parts = nn.ModuleList(part for pair in pairs for part in pair)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            torch._dynamo.graph_break()
+            x = part(x)
+        return x
+
+
+@pytest.mark.parametrize("run", [outside, play])
+@pytest.mark.parametrize("eager", [0, 1])
+def test_what_the_compiler_leaves_in_eager_mode_computes_the_same(eager: int, run: Any, backend: str) -> None:
+    """GIVEN a layer or its folded batch norm that runs as it is within a compiled call."""
+    model = build(Plain, frames=X, backend=backend)
+    assert summarize(model).folded == ("1",)
+    expected = run(model, X)
+    model[eager].forward = torch.compiler.disable(model[eager].forward)
+    assert_equal(run(torch.compile(model, backend="eager"), X), expected)
+
+
+def test_past_the_limits_of_the_compiler_the_model_computes_the_same(backend: str) -> None:
+    """GIVEN graph breaks and more layers than the compiler keeps versions of, so that it gives some of them up."""
+    model = build(Breaks, frames=X, backend=backend)
+    assert len(summarize(model).folded) == 2
+    expected = play(model, X)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        assert_equal(play(torch.compile(model, backend="eager"), X), expected)
+
+
+@pytest.mark.parametrize("run", [outside, play])
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_part_that_is_compiled_on_its_own_computes_the_same(part: int, run: Any, backend: str) -> None:
+    model = build(Plain, frames=X, backend=backend)
+    expected = run(model, X)
+    model[part].compile(backend="eager")
+    assert_equal(run(model, X), expected)
+
+
+def test_a_layer_and_its_batch_norm_that_are_compiled_apart_say_so() -> None:
+    model = build(Plain, frames=X)
+    whole = model[1]
+    model[1] = torch.compile(whole, backend="eager")
+    with pytest.raises(Exception, match=r"layer 0 .* is not compiled, while what reads its output is; compile both"):
+        outside(model, X)
+    model[0], model[1] = torch.compile(model[0], backend="eager"), whole
+    with pytest.raises(FoldingError, match=r"layer 0 .*another tensor, .*or is not compiled while 0 is"):
+        outside(model, X)
 
 
 @pytest.mark.parametrize("net", [Plain, Residual])
