@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import aimet_torch
+import onnx
 import pytest
 import resq_aimet
 import torch
@@ -84,6 +86,30 @@ def test_adaround_stays_frozen(net: nn.Module, clips: Clips, frames: list[Tensor
     assert sim.model.conv2.param_quantizers["weight"] is quantizer
     assert torch.equal(sim.model.conv2.weight_of("keyframe"), expected)
     assert len(play(sim.model, frames)) == len(frames)
+
+
+def test_exported_weights_are_the_integers_that_adaround_chose(
+    net: nn.Module, clips: Clips, frames: list[Tensor], tmp_path: Path
+) -> None:
+    images = [frame[:1] for frame in frames]
+    parameters = AdaroundParameters(images, len(images), default_num_iterations=300)
+    rounded = Adaround.apply_adaround(net, images[0], parameters, str(tmp_path), "net", default_param_bw=4)
+    sim = aimet_torch.QuantizationSimModel(rounded, frames[0], default_param_bw=4)
+    sim.set_and_freeze_param_encodings(str(tmp_path / "net.encodings"))
+    resq = resq_aimet.convert(sim, "W4A8->W4A4")
+    resq.compute_encodings(clips)
+    resq.export(tmp_path / "out", images)
+
+    graph = onnx.load(tmp_path / "out" / "keyframe.onnx").graph
+    exported = {tensor.name: onnx.numpy_helper.to_array(tensor).astype(int) for tensor in graph.initializer}
+    encodings = json.loads((tmp_path / "net.encodings").read_text())["param_encodings"]
+    away = 0
+    for name, channels in encodings.items():
+        scale = torch.tensor([channel["scale"] for channel in channels]).view(-1, 1, 1, 1)
+        chosen, nearest = ((of.get_parameter(name) / scale).round().clamp(-8, 7).int() for of in (rounded, net))
+        assert torch.equal(torch.from_numpy(exported[name]).int(), chosen)
+        away += int((chosen != nearest).sum())
+    assert away > 0
 
 
 def test_sequential_mse_before_the_conversion_is_kept_and_after_it_leaves_the_residual_path(
