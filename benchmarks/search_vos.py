@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from resq_vos.metrics import jaccard
 from resq_vos.searching import LabelledFrame, labelled, score_runner, tracking_loop
 from resq_vos.stm import FLOAT_LAYERS, load_stm
 from torch import Tensor
+from vos import MEASURED as EVERY
 from vos import SHAPE
 
 from resq_plugin import ResQConfig, Target, calibrate, convert, revert, search, stream
@@ -69,7 +70,6 @@ class Bench:
         self.root = require(args.data / "davis2016")
         self.model = load_stm(require(args.data / "weights" / "stm_small.pth"))
         self.model.to(memory_format=torch.channels_last)
-        self.float_gbops = self.quantized(None)[1]
 
     def clips(self, *names: str) -> list[Any]:
         """Steps of a float run, a clip of each sequence."""
@@ -123,35 +123,40 @@ class Bench:
         print(found, flush=True)
         return found
 
-    def quantized(self, shares: Any) -> tuple[float, float]:
-        """GBOPs per frame of the layers that are converted, of the model as it is or of W8A8, and of the others."""
+    def quantized(self, shares: Any) -> float:
+        """GBOPs per frame of the layers that are converted, of the model as it is or of W8A8."""
         config = ResQConfig.parse("W8A8", exclude=FLOAT_LAYERS) if shares is None else None
         cost = vos_cost(self.model, SHAPE, config, shares=shares or None)
-        own = quantized_only(cost).bops_per_frame
-        return own / 1e9, (cost.bops_per_frame - own) / 1e9
+        return quantized_only(cost).bops_per_frame / 1e9
 
-    def measure(self, label: str, config: ResQConfig | None, point: Point | None = None) -> None:
-        """Measure one configuration on the other sequences, unless that is done."""
+    def measure(
+        self,
+        label: str,
+        config: ResQConfig | None,
+        point: Point | None = None,
+        sequences: Sequence[str] = MEASURED,
+    ) -> None:
+        """Measure one configuration on other sequences, unless that is done."""
         kept = None if config is None else config.to_dict()
         if any(row["setting"] == label and row["config"] == kept for row in self.values["rows"]):
             return
         row: dict[str, Any] = {"setting": label, "precision": "float", "interval": 1, "config": kept}
         if config is None:
-            row |= self.scores(None)
+            row |= self.scores(None, sequences)
         else:
-            base = self.quantized(None)[0]
+            base = self.quantized(None)
             convert(self.model, config)
             try:
                 clips = self.clips(*SEARCHED, HELD_OUT)
                 calibrate(self.model, clips, run=lambda step: step.run(self.model)[0])
                 row |= {"precision": config.notation}
                 if config.residual is None:
-                    row |= self.scores(None)
-                    gbops, _ = self.quantized({})
+                    row |= self.scores(None, sequences)
+                    gbops = self.quantized({})
                 else:
                     with stream(self.model) as video:
-                        row |= self.scores(video) | {"interval": config.interval}
-                        gbops, _ = self.quantized(video.bit_shares())
+                        row |= self.scores(video, sequences) | {"interval": config.interval}
+                        gbops = self.quantized(video.bit_shares())
                 row |= {"gbops_per_frame": gbops, "relative_bops": gbops / base}
             finally:
                 revert(self.model)
@@ -160,24 +165,19 @@ class Bench:
         self.save(self.values)
         print(label, f"{row['j']:.2f} J", row.get("relative_bops"), flush=True)
 
-    def scores(self, video: Any) -> dict[str, Any]:
-        """J of the measured sequences, in percent, and by distance from the keyframe."""
+    def scores(self, video: Any, sequences: Sequence[str]) -> dict[str, Any]:
+        """J of sequences, in percent, and by distance from the keyframe."""
         found = []
-        for sequence in find_sequences(self.root, MEASURED, year=2016):
+        for sequence in find_sequences(self.root, sequences, year=2016):
             labels, positions = zip(*follow(self.model, sequence, video=video, frames=FRAMES), strict=True)
             targets = [sequence.labels(t) for t in range(len(labels))]
             found.append(score(sequence.name, (1,), labels, targets, positions))
         result = summarize_scores(found)
         return {"j": result["J"], "j_by_distance": result["by_distance"]["J"]}
 
-    def relative(self, point: Point) -> float:
-        """Bit operations of converted layers on the held-out frames, of W8A8."""
-        gbops = point.gbops if point.verified is None else point.verified.gbops
-        return (gbops - self.float_gbops) / self.quantized(None)[0]
-
 
 def run(args: Any, save: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> dict[str, Any]:
-    """Search on four sequences and measure plans of the front on others.
+    """Search on three sequences, verify on a fourth, and measure plans of the front on others.
 
     Args:
         args: of the command line.
@@ -194,4 +194,7 @@ def run(args: Any, save: Callable[[dict[str, Any]], None], values: dict[str, Any
     for point in points[: args.plans]:
         label = f"search, T = {point.config.interval}, {point.verified.drop:.2f} points lost on held-out frames"
         bench.measure(label, point.config, point)
+    bench.measure("float, 12 sequences", None, sequences=EVERY)
+    chosen = found.plan.point
+    bench.measure("the plan, 12 sequences", chosen.config, chosen, EVERY)
     return bench.values

@@ -38,7 +38,10 @@ NEEDS = {
 }
 """Page to the packages of extras that its blocks use."""
 
-SHORTER = {"docs/training.md": {"steps=300": "steps=3", "warmup=20": "warmup=1"}}
+SHORTER = {
+    "docs/training.md": {"steps=300": "steps=3", "warmup=20": "warmup=1"},
+    "docs/vos.md": {"activation_bits=(4, 8), weight_bits=(4, 8)": "keyframes=('W8A8',), residuals=('W4A4',)"},
+}
 """Page to what is written there and takes minutes, and what is run instead."""
 
 

@@ -17,8 +17,8 @@ from resq_plugin.evaluation import MeanIoU, float_predictions
 FRAMES, LABELS = moving_squares(8)
 VIDEO = labelled(FRAMES[:, None], LABELS[0])
 TARGET = Target(
-    weight_bits=(4, 8),
-    activation_bits=(4, 8),
+    keyframes=("W8A8",),
+    residuals=("W4A4", "W8A8"),
     pools=False,
     intervals=(3,),
     references=("float",),
