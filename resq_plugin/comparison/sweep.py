@@ -78,7 +78,8 @@ def compare(
         calibration: share of the first frames of each video that ranges are found on and that are not measured; or
             clips of other videos.
         folder: where rows are kept as they are measured, with a checkpoint of every setting; a killed sweep goes on
-            there, and one of another model or other frames is refused.
+            there. Results of another model, or of other frames, clips or labels, go to ``earlier-MARK`` in it, from
+            where they are taken up again.
         progress: show a progress bar.
         draw: picture (3, H, W), uint8, and prediction (1, ...) to a picture, for the film of the schemes side by side;
             labels and joints are drawn without it.
@@ -91,7 +92,7 @@ def compare(
     Raises:
         ConfigError: settings, metrics or frames that cannot be compared.
         ConversionError: the model is converted already, or has nothing to convert.
-        ReportError: the folder holds another comparison or cannot be written.
+        ReportError: the folder cannot be written, or another comparison takes it meanwhile.
     """
     if any(isinstance(module, ResidualLayer) for module in model.modules()):
         msg = "compare takes the float model; call resq_plugin.revert(model) before it."
@@ -137,7 +138,7 @@ class _Sweep:
             self.metrics[name] = make
         self.accuracy = next(reversed(self.metrics))
         mark = fingerprint(
-            [*model.state_dict().items(), ("frame", self.first)],
+            itertools.chain(model.state_dict().items(), videos.named()),
             frames=[len(video) for video in videos.measured],
             clips=[len(clip) for clip in videos.calibration],
             metric=self.accuracy,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,13 @@ class Videos:
     def shape(self) -> tuple[int, ...]:
         """Of one frame."""
         return tuple(self.measured[0][0].shape)
+
+    def named(self) -> Iterator[tuple[str, Tensor | None]]:
+        """All frames and labels by a name of their own, each loaded as it is asked for."""
+        for kind, sequences in (("frame", self.measured), ("clip", self.calibration), ("label", self.labels or ())):
+            for number, sequence in enumerate(sequences):
+                for index, value in enumerate(sequence):
+                    yield f"{kind} {number} {index}", value
 
 
 class _Part(Sequence[Tensor]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from torch import Tensor
 from resq_plugin.calibration import Clip, checked_frames
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import ConfigError
-from resq_plugin.method import frame_to, image_of
+from resq_plugin.method import frame_to
 from resq_plugin.planning.target import Target
 
-__all__ = ["FOUND", "Loop", "check_common", "check_labels", "digest", "possible_intervals", "split_clips"]
+__all__ = ["FOUND", "Loop", "check_common", "check_labels", "possible_intervals", "split_clips"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +48,6 @@ class Loop:
     run: Callable[[Any], Any]
     start: Callable[[], Any]
     given: int = 0
-
-
-def digest(frame: Any) -> str:
-    """Tell frames apart by their image."""
-    return hashlib.sha256(image_of(frame).detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def check_common(common: Mapping[str, Any]) -> None:

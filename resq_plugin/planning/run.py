@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from resq_plugin.calibration import Clip, fingerprint, split_clip
@@ -17,9 +18,9 @@ from resq_plugin.conversion import evaluating
 from resq_plugin.cost import FLOAT_BITS, dry_run
 from resq_plugin.errors import ConfigError, ConversionError
 from resq_plugin.evaluation import Agreement, MeanIoU, Metric
-from resq_plugin.method import ResidualLayer, image_of
+from resq_plugin.method import ResidualLayer
 from resq_plugin.planning.choosing import verify_front
-from resq_plugin.planning.inputs import Loop, check_common, check_labels, digest, possible_intervals, split_clips
+from resq_plugin.planning.inputs import Loop, check_common, check_labels, possible_intervals, split_clips
 from resq_plugin.planning.journal import SearchJournal
 from resq_plugin.planning.measuring import Measured, measure
 from resq_plugin.planning.observe import score_tensor
@@ -89,7 +90,8 @@ def search(
         criterion: ``kl`` (class scores) or ``squared`` (values such as heat maps); kl where ``predict`` is not given.
         points: plans spread over the front that are measured beside those that the wish needs.
         seed: of places and scores that are drawn.
-        folder: where everything measured is kept as it is measured; a killed search goes on there.
+        folder: where everything measured is kept as it is measured; a killed search goes on there. Results of a search
+            of another model, target or other clips go to ``earlier-MARK`` in it, from where they are taken up again.
         progress: show a progress bar.
         common: further fields of `ResQConfig`, e.g. ``exclude=("head.*",)`` or ``calibration={"samples": 32}``.
 
@@ -99,7 +101,7 @@ def search(
     Raises:
         ConfigError: wishes, target, clips or frames that cannot be used.
         ConversionError: the model is converted already, or has nothing to convert.
-        ReportError: the folder holds another search or cannot be written.
+        ReportError: the folder cannot be written, or another search takes it meanwhile.
     """
     if any(isinstance(module, ResidualLayer) for module in model.modules()):
         msg = "search takes the float model; call resq_plugin.revert(model) before it."
@@ -126,9 +128,10 @@ def search(
     if labels is not None:
         check_labels(labels, verifying)
         name, make = metric or ("mIoU", lambda: MeanIoU(scores.shape[1]))
+    seen = enumerate(tree_leaves([measured, verifying, labels]))
     mark = fingerprint(
-        [*model.state_dict().items(), ("frame", image_of(frame))],
-        clips=[[digest(clip[0]), len(clip)] for clip in (*measured, *verifying)],
+        [*model.state_dict().items(), *((f"clips {index}", leaf) for index, leaf in seen)],
+        clips=[[len(clip) for clip in part] for part in (measured, verifying)],
         target=target.to_dict(),
         criterion=criterion,
         seed=seed,

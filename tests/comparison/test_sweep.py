@@ -188,18 +188,41 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert counting.calls <= 84  # a probe, costs, pictures of float and three settings, errors of layers
 
 
-def test_another_sweep_in_the_folder_is_refused(tmp_path: Path) -> None:
-    compare(network(), film(20), ["W8A8"], folder=tmp_path, **COMMON)
-    with pytest.raises(ReportError, match=r"rows.json is of another comparison: .* Name another folder"):
-        compare(network(), film(20, seed=5), ["W8A8"], folder=tmp_path, **COMMON)
+def test_another_sweep_in_the_folder_sets_the_earlier_one_aside_and_finds_it_again(tmp_path: Path) -> None:
+    """GIVEN other frames, of which the first may be the same, other clips, labels or weights."""
+    same_start, clips, other_clips = film(20), [list(film(3, 7).unsqueeze(1))], [list(film(3, 8).unsqueeze(1))]
+    same_start[10:] *= 1.5
+    zeros, ones = ([torch.full((1, 12, 16), value)] * 20 for value in (0, 1))
     net = network()
     with torch.no_grad():
         net[0].weight.mul_(1.01)
-    with pytest.raises(ReportError, match="of another comparison"):
-        compare(net, film(20), ["W8A8"], folder=tmp_path, **COMMON)
+    runs: list[tuple[nn.Module, Tensor, dict[str, Any]]] = [
+        (network(), film(20), {}),
+        (network(), film(20, seed=5), {}),
+        (network(), same_start, {}),
+        (net, film(20), {}),
+        (network(), film(20), {"calibration": clips}),
+        (network(), film(20), {"calibration": other_clips}),
+        (network(), film(20), {"labels": zeros}),
+        (network(), film(20), {"labels": ones}),
+    ]
+    alone = [compare(model, frames, ["W8A8"], **{**COMMON, **more}).rows for model, frames, more in runs]
+    for _ in range(2):
+        for (model, frames, more), expected in zip(runs, alone, strict=True):
+            found = compare(model, frames, ["W8A8"], folder=tmp_path, **{**COMMON, **more})
+            assert found.rows == expected
+            assert tuple(json.loads((tmp_path / "rows.json").read_text())["rows"]) == expected
+            assert (tmp_path / "checkpoints").exists()
+    earlier = list(tmp_path.glob("earlier-*"))
+    assert len(earlier) == len(runs) - 1
+    assert all((place / "rows.json").exists() and any((place / "checkpoints").iterdir()) for place in earlier)
+
+
+def test_what_holds_no_rows_is_told_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("{")
     with pytest.raises(ReportError, match="holds no rows of a comparison"):
         compare(network(), film(20), ["W8A8"], folder=tmp_path, **COMMON)
+    assert (tmp_path / "rows.json").read_text() == "{"
 
 
 def test_checkpoints_of_rows_load_into_their_models(tmp_path: Path) -> None:

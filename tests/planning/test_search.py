@@ -20,6 +20,7 @@ from resq_plugin import ResQConfig, Target, calibrate, convert, measure_cost, re
 from resq_plugin.errors import ConfigError, ConversionError, ReportError
 from resq_plugin.evaluation import Agreement, evaluate, float_predictions
 from resq_plugin.planning import Loop, SearchResult
+from resq_plugin.planning.journal import SearchJournal
 from resq_plugin.planning.trial import Trials
 
 COMMON: dict[str, Any] = {
@@ -149,11 +150,55 @@ def test_a_killed_search_goes_on(found: SearchResult, tmp_path: Path, monkeypatc
     monkeypatch.setattr("resq_plugin.planning.measuring.observe", None)  # nothing is looked at twice
     assert search(network(), film(), max_drop=3.0, folder=tmp_path, **COMMON).front == found.front
     assert len(calls) == done
-    with pytest.raises(ReportError, match="is of another search"):
-        search(network(), film(seed=1), max_drop=3.0, folder=tmp_path, **COMMON)
     journal.write_text("no journal\n")
     with pytest.raises(ReportError, match="holds no records of a search"):
         search(network(), film(), max_drop=3.0, folder=tmp_path, **COMMON)
+
+
+def test_a_changed_search_starts_anew_and_the_earlier_one_is_kept_and_taken_up_again(
+    found: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    search(network(), film(), max_drop=3.0, folder=tmp_path, **COMMON)
+    (tmp_path / "mine.txt").write_text("of the user")
+    (tmp_path / "plan.json").write_text("edited")
+    first = contents(tmp_path)
+    changed = {**COMMON, "target": dataclasses.replace(COMMON["target"], weight_bits=(8,))}
+    other = search(network(), film(), max_drop=3.0, folder=tmp_path, **changed)
+    assert other.front == search(network(), film(), max_drop=3.0, **changed).front  # nothing was reused
+    (earlier,) = tmp_path.glob("earlier-*")
+    assert f"they are in {earlier} now" in caplog.text
+    assert contents(earlier) == {name: text for name, text in first.items() if name != "mine.txt"}
+    assert contents(tmp_path)["mine.txt"] == "of the user"
+    second = contents(tmp_path)
+    monkeypatch.setattr("resq_plugin.planning.measuring.observe", None)
+    monkeypatch.setattr(Trials, "_measure", None)
+    assert search(network(), film(), max_drop=3.0, folder=tmp_path, **COMMON).front == found.front
+    assert not earlier.exists()
+    (earlier,) = tmp_path.glob("earlier-*")
+    assert contents(earlier) == {name: text for name, text in second.items() if name != "mine.txt"}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def test_a_search_whose_folder_another_one_took_says_so(tmp_path: Path) -> None:
+    """GIVEN two processes, THEN no record of one gets among those of the other."""
+    first = SearchJournal(tmp_path, "a")
+    first.add("x", 1)
+    second = SearchJournal(tmp_path, "b")
+    second.add("x", 2)
+    with pytest.raises(ReportError, match=r"was moved by another search .* give each a folder of its own"):
+        first.add("y", 3)
+    assert SearchJournal(tmp_path, "b").records == {"x": 2}
+    assert SearchJournal(tmp_path, "a").records == {"x": 1}
+
+
+def test_a_journal_whose_first_line_was_cut_holds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "search.jsonl").write_text('{"sear')
+    SearchJournal(tmp_path, "a").add("x", 1)
+    assert SearchJournal(tmp_path, "a").records == {"x": 1}
+    assert not list(tmp_path.glob("earlier-*"))
 
 
 def test_a_plan_is_a_file_that_is_read_edited_and_converted_with(found: SearchResult, tmp_path: Path) -> None:

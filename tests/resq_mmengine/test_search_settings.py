@@ -96,6 +96,25 @@ def test_a_second_run_measures_nothing_again_and_takes_the_calibrated_checkpoint
     assert again.test() == tested[1]
 
 
+def test_a_changed_wish_is_searched_for_and_the_earlier_plan_is_kept(
+    case: Path, tested: tuple[Runner, dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = case / "work"
+    plan = (work / "plan.json").read_text()
+    assert runner(case, **SEARCH | {"max_drop": 100.0}).test()  # of the same measurements
+    assert not list(work.glob("earlier-*"))
+    plain = (work / "plan.json").read_text()
+    runner(case, **SEARCH | {"target": TARGET | {"activation_bits": (8,)}}).test()
+    (earlier,) = work.glob("earlier-*")
+    assert (earlier / "plan.json").read_text() == plain
+    found = read_plan(work / "plan.json")
+    assert {bits for p in (found.keyframe, found.residual) if p for bits in p.pool} <= {0, 8}
+    monkeypatch.setattr("resq_plugin.planning.measuring.observe", None)
+    monkeypatch.setattr(Trials, "_measure", None)
+    assert runner(case, **SEARCH).test() == tested[1]
+    assert (work / "plan.json").read_text() == plan
+
+
 def test_the_command_evaluates_it_beside_float_and_w8a8(case: Path, tested: tuple[Runner, dict[str, float]]) -> None:
     cfg = config(case, case / "work")
     cfg.resq.search = SEARCH  # over the precision and T of a recipe

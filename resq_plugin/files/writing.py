@@ -25,6 +25,7 @@ __all__ = [
     "check_file",
     "check_folder",
     "json_text",
+    "telling",
     "write_json",
     "write_text",
     "written",
@@ -50,7 +51,7 @@ def written(path: Anywhere, error: type[ResQError] = ResQError) -> Iterator[Path
         path: the file; a link to one stays a link, and a device or pipe gets what was written.
         error: what is raised when it cannot be written.
     """
-    with _told(path, error):
+    with telling(path, error):
         if _is_stream(path):
             with tempfile.TemporaryDirectory() as folder:
                 part = _new_file(Path(folder))
@@ -106,7 +107,7 @@ def written_into(folder: Anywhere, error: type[ResQError] = ResQError) -> Iterat
 
     Files of the same names are replaced, all others stay. If the block raises, ``folder`` is as before.
     """
-    with _told(folder, error):
+    with telling(folder, error):
         target = Path(os.path.realpath(folder))
         target.mkdir(parents=True, exist_ok=True)
         part = target / _new_name()
@@ -135,7 +136,7 @@ def written_folder(
             before the exchange, with everything in its place.
         error: what is raised when it cannot be written.
     """
-    with _told(folder, error):
+    with telling(folder, error):
         target = _folder_target(folder)
         if _is_occupied(target):
             check(target)
@@ -143,9 +144,9 @@ def written_folder(
         part = target.parent / _new_name()
         part.mkdir()
     try:
-        with _told(folder, error, inside=part):
+        with telling(folder, error, inside=part):
             yield part
-        with _told(folder, error):
+        with telling(folder, error):
             for path in (*part.rglob("*"), part):
                 _sync(path)
             _take_after(target, part)
@@ -157,7 +158,7 @@ def written_folder(
 
 def check_file(path: Anywhere, error: type[ResQError] = ResQError) -> None:
     """Raise unless a file can be written there; leaves nothing behind."""
-    with _told(path, error):
+    with telling(path, error):
         if not _is_stream(path):
             _try(_target(path).parent)
 
@@ -165,7 +166,7 @@ def check_file(path: Anywhere, error: type[ResQError] = ResQError) -> None:
 def check_folder(folder: Anywhere, error: type[ResQError] = ResQError, option: str = "") -> None:
     """Raise unless files can be written into a folder of that name; leaves nothing behind."""
     advice = f"give {option} a folder you may write to" if option else ""
-    with _told(folder, error, what="make the folder", advice=advice):
+    with telling(folder, error, what="make the folder", advice=advice):
         _try(Path(os.path.realpath(folder)))
 
 
@@ -312,7 +313,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _told(
+def telling(
     path: Anywhere, error: type[ResQError], *, inside: Path | None = None, what: str = "write", advice: str = ""
 ) -> Iterator[None]:
     """Say of errors of the system what could not be written; with ``inside`` only of those of files in there."""
