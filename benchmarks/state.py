@@ -70,14 +70,14 @@ class Bench:
         self.val, annotations = camvid(args.data, "val")
         self.targets = {"mIoU": [annotations]}
         self.rows: list[dict[str, Any]] = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-        self.statistics = Statistics()
+        self.statistics = {setting: Statistics() for setting in self.clips}
 
     def measure(self, setting: str, label: str, config: ResQConfig) -> None:
         """Measure one way to keep state, unless that is done."""
         if any((row["setting"], row["state"]) == (setting, label) for row in self.rows):
             return
         convert(self.network, config, example=self.val[0])
-        calibrate(self.network, self.clips[setting], statistics=self.statistics)
+        calibrate(self.network, self.clips[setting], statistics=self.statistics[setting])
         with torch.inference_mode(), stream(self.network) as video:
             video(self.val[0])
             kept = video.state_bytes()
