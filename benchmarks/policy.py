@@ -30,7 +30,7 @@ import av
 import numpy as np
 import torch
 from common import CLASSES, MEAN, STD, camvid, ddrnet, machine, parser, require, segment, write
-from keyframes import SETTINGS
+from intervals import SETTINGS
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
