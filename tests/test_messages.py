@@ -105,6 +105,14 @@ def test_other_types_are_told_with_the_line() -> None:
         export(CLIP.numpy())
 
 
+@pytest.mark.parametrize("strange", [{"image": CLIP[:1]}, None, 3])
+def test_frames_of_compare_that_are_no_tensors_are_told(strange: object) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"frames hold a {type(strange).__name__}; a frame is a tensor \(1, C, H, W\)"
+    ):
+        compare(seeded_unet(), [strange] * 8, ["W8A8"], progress=False)  # type: ignore[list-item]
+
+
 def test_what_is_no_fault_of_the_frame_is_raised_as_it_is() -> None:
     """GIVEN a net that fails once, THEN its own error comes out, although other sizes run, too."""
     model = build("plain")

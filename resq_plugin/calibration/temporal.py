@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -65,11 +65,11 @@ def calibrate(
         progress: show a progress bar.
 
     Raises:
-        CalibrationError: no clip, clips of one frame (residuals need two), NaN or Inf in a frame, no layer reached,
-            a frame that is looked at twice depends on a state that the network keeps, the model fails on a frame and
-            runs on one of another size, type or layout, or the statistics are of another model or other clips;
-            ``fit`` on another backend than torch, without frames to fit to, or for a network whose frames depend on
-            each other within a batch.
+        CalibrationError: no clip, clips of one frame (residuals need two), NaN or Inf in a frame or in weights, no
+            layer reached, a frame that is looked at twice depends on a state that the network keeps, the model fails
+            on a frame and runs on one of another size, type or layout, or the statistics are of another model or
+            other clips; ``fit`` on another backend than torch, without frames to fit to, or for a network whose
+            frames depend on each other within a batch.
     """
     layers = residual_layers(model)
     config = next(iter(layers.values())).settings.config
@@ -83,6 +83,7 @@ def calibrate(
     with evaluating(model):
         found = look() if statistics is None else statistics.collected(model, layers, clips, look, run, start)
         samples = found.samples
+        _require_finite({name: layers[name] for name in samples})
         stacked = stack_pairs(found.pairs, with_residuals=config.residual is not None) if fits else None
         for name in samples:
             layers[name].calibrate_weights()
@@ -113,6 +114,18 @@ def _telling(model: nn.Module, run: Callable[[Any], Any]) -> Callable[[Any], Any
             return run(frame)
 
     return told
+
+
+def _require_finite(layers: Mapping[str, ResidualLayer]) -> None:
+    """Refuse weights that no output can be computed with; those before other layers are told by what these read."""
+    for name, layer in layers.items():
+        for kind, tensor in (("weights", layer.weight_of("float")), ("bias", layer.bias_of())):
+            if tensor is not None and (count := int((~tensor.isfinite()).sum())):
+                msg = (
+                    f"the {kind} of layer {name}, batch norm included, hold {count} NaN or Inf of {tensor.numel()} "
+                    f"values, so its output is none; load other weights, or leave it in float: exclude=({name!r},)."
+                )
+                raise CalibrationError(msg)
 
 
 def _set_ranges(layer: ResidualLayer, ranked: dict[str, dict[float, float]], samples: LayerSamples) -> None:

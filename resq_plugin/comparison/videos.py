@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +153,13 @@ def _videos(frames: Any) -> tuple[list[Any], bool]:
             raise ConfigError(msg)
         wrapped = len(frames) > 0 and isinstance(frames[0], Tensor) and not _is_video(frames[0])
         frames = [frames] if wrapped else list(frames)
+    for video in frames:
+        if isinstance(video, Mapping) or not hasattr(video, "__len__"):
+            msg = (
+                f"frames hold a {type(video).__name__}; a frame is a tensor (1, C, H, W), which model(frame) runs. For "
+                "a model that takes more, put a module around it whose forward takes the image alone."
+            )
+            raise ConfigError(msg)
     if not frames or not all(len(video) for video in frames):
         msg = "there is no frame to compare on; pass a video (T, C, H, W), a list of frames, or a list of videos."
         raise ConfigError(msg)

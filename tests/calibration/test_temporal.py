@@ -848,6 +848,24 @@ def test_nan_that_the_network_makes_is_an_error() -> None:
         calibrate(converted(Logarithm), clips_of())
 
 
+@pytest.mark.parametrize("backend", ["torch", "aimet", "brevitas"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("module", "tensor", "what"), [(0, "weight", "weights"), (0, "bias", "bias"), (1, "bias", "bias")]
+)
+def test_weights_that_are_no_numbers_are_an_error_in_the_last_layer_too(
+    module: int, tensor: str, what: str, value: float, backend: str
+) -> None:
+    """GIVEN a layer behind which no other one reads anything, and its batch norm."""
+    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    getattr(net[module], tensor).data.view(-1)[1] = value
+    convert(net, ResQConfig.parse("W8A8->W4A4", backend=backend))
+    with pytest.raises(
+        CalibrationError, match=rf"the {what} of layer 0, batch norm included, hold 1 NaN or Inf of .*0'"
+    ):
+        calibrate(net, clips_of())
+
+
 def test_using_a_model_before_its_calibration_names_the_call_to_make() -> None:
     with pytest.raises(
         CalibrationError, match=r"layer 0 \(keyframe\) has no range; call resq_plugin.calibrate\(model"
