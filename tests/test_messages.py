@@ -71,6 +71,22 @@ def test_measure_cost_tells_sizes_and_layouts() -> None:
         measure_cost(seeded_unet(), CLIP[:1])  # type: ignore[arg-type]
 
 
+def test_a_size_that_a_net_asserts_is_told_too() -> None:
+    """GIVEN a net that checks its input with an assertion, as those of MMSegmentation do."""
+
+    class Asserting(UNet):
+        def forward(self, frame: Tensor) -> Tensor:
+            assert frame.shape[-1] % 16 == 0, "should be divisible"
+            return super().forward(frame)
+
+    clip = CLIP[..., :11, :13]
+    message = r"the model fails on frames of 11 × 13 \(should be divisible.*\); it runs on 16 × 16, "
+    with pytest.raises(ConfigError, match=message):
+        compare(seeded(Asserting), clip, ["W8A8"], progress=False, calibration=0.5)
+    with pytest.raises(CalibrationError, match=message):
+        calibrate(convert(seeded(Asserting), "W8A8->W4A4"), [list(clip[:, None])])
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_channels_last_is_told_with_the_line(door: str) -> None:
     with pytest.raises(ResQError) as caught:

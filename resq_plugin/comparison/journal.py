@@ -14,10 +14,7 @@ from resq_plugin.files import set_aside, write_json
 __all__ = ["Journal"]
 
 ROWS = "rows.json"
-RESULTS = (
-    *("checkpoints/*.pth", "report.html", "compare.mp4", "strip.png", "error_maps.png", "layers.svg"),
-    *("accuracy_over_bops.svg", "agreement_by_distance.svg", "agreement_over_time.svg"),
-)
+RESULTS = ("checkpoints/*.pth", "report.html", "compare.mp4", "figures/*")
 NUMBERS = ("accuracy", "agreement", "gbops_per_frame", "relative_bops", "gbops_peak")
 
 

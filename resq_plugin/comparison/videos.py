@@ -156,8 +156,8 @@ def _videos(frames: Any) -> tuple[list[Any], bool]:
     for video in frames:
         if isinstance(video, Mapping) or not hasattr(video, "__len__"):
             msg = (
-                f"frames hold a {type(video).__name__}; a frame is a tensor (1, C, H, W), which model(frame) runs. For "
-                "a model that takes more, put a module around it whose forward takes the image alone."
+                f"frames hold a {type(video).__name__}; a frame is a tensor (1, C, H, W), which model(frame) runs. "
+                "For a model that takes more, put a module around it whose forward takes the image alone."
             )
             raise ConfigError(msg)
     if not frames or not all(len(video) for video in frames):

@@ -16,8 +16,8 @@ from resq_plugin.method.layers import dense_execution
 
 __all__ = ["FAILURES", "cure_of", "evaluating", "failure_on", "telling_unfit_frames"]
 
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
-"""What PyTorch raises where shapes or types do not fit."""
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+"""What PyTorch and networks raise where shapes or types do not fit."""
 STEPS = (16, 32, 64)
 """What networks want the size of a frame to be a multiple of."""
 CHANNELS = (1, 3, 4)

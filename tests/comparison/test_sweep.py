@@ -218,6 +218,15 @@ def test_another_sweep_in_the_folder_sets_the_earlier_one_aside_and_finds_it_aga
     assert all((place / "rows.json").exists() and any((place / "checkpoints").iterdir()) for place in earlier)
 
 
+def test_pages_and_figures_are_set_aside_with_their_rows(tmp_path: Path) -> None:
+    compare(network(), film(20), ["W8A8"], folder=tmp_path, **COMMON).report(tmp_path / "report.html")
+    before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert any(path.parent.name == "figures" for path in before)
+    compare(network(), film(20, seed=5), ["W8A8"], folder=tmp_path, **COMMON)
+    (earlier,) = tmp_path.glob("earlier-*")
+    assert {path.relative_to(earlier) for path in earlier.rglob("*") if path.is_file()} == before
+
+
 def test_what_holds_no_rows_is_told_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("{")
     with pytest.raises(ReportError, match="holds no rows of a comparison"):
