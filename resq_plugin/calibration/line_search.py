@@ -23,6 +23,8 @@ Depends = tuple[Hashable, ...]
 
 FINALISTS = 3
 """Candidates of the sampled search that are compared on full maps."""
+FEW = 8
+"""Bits up to which clipping may pay; with more, whatever no window shows is worth more than finer steps."""
 
 
 @dataclass(frozen=True)
@@ -175,4 +177,8 @@ def _search(
                 find = partial(path.rank, w_hat, bits) if trusted else path.unranked
                 known[keys[name]] = find() if bits else {0.0: 0.0}
     finalists = {name: dict(itertools.islice(known[key].items(), count)) for name, key in keys.items()}
+    for name, bits in quantizers.items():
+        if bits > FEW and not samples.is_complete:
+            widest = max(known[keys[name]])
+            finalists[name].setdefault(widest, known[keys[name]][widest])
     return LayerSearch(finalists, {kind: known[of_path][0.0]}, keys)

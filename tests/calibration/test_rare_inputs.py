@@ -75,6 +75,23 @@ def test_a_trusted_sample_that_is_not_typical_is_named(caplog: pytest.LogCapture
     assert "hold less than half" not in caplog.text
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_with_many_bits_a_single_pixel_that_no_window_shows_is_not_clipped(bits: int) -> None:
+    """Windows are as typical as can be; at 8 bits the pixel is worth less than the steps of all others."""
+    generator = torch.Generator().manual_seed(0)
+    clip = list(torch.rand(2, 1, 1, 64, 64, generator=generator))
+    for frame in clip:
+        frame[..., 30, 30] = 2.0
+    net = seeded(lambda: nn.Sequential(nn.Conv2d(1, 3, 3, padding=1, bias=False)))
+    config = ResQConfig.parse(f"W{bits}A{bits}->W{bits}A{bits}", interval=2, calibration={**FEW, "recheck": 1})
+    calibrate(convert(net, config), [clip])
+    half = net[0].keyframe_quantizer.range[1]
+    assert half == pytest.approx(2.0, rel=1e-4) if bits == 16 else half < 1.5
+    if bits == 16:
+        change = float((clip[1] - clip[0]).abs().max())
+        assert net[0].residual_quantizers[0].range[1] == pytest.approx(change, rel=1e-4)
+
+
 def samples(window: float, square_sum: float, **values: Any) -> LayerSamples:
     """One clip of two frames with a window of four pixels, of a map of 16."""
     windows = {0: torch.full((1, 1, 2, 2), window), 1: torch.full((1, 1, 2, 2), 3 * window)}
