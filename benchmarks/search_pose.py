@@ -1,4 +1,9 @@
-"""PoseNet on JHMDB's sequence for `search.py --task pose`: plans from one half of its frames, PCK@0.2 on the other."""
+"""PoseNet on JHMDB's sequence for `search.py --task pose`: plans from one half of its frames, PCK@0.2 on the other.
+
+Then the same with the halves changed over. Plans are verified on ten frames, too few for their labels to tell plans
+apart. So all near a share of W8A8 are measured, and the one that a search without labels takes is marked: within 20 %
+of W8A8 the one whose heat maps and offsets are nearest to those of the float model.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +48,9 @@ LIMBS = slice(3, 15)
 """Shoulders, hips, elbows, knees, wrists, ankles; PoseNet sees no neck and no belly."""
 SHARE = 0.23
 """Share of W8A8 on the held-out frames around which plans are looked for."""
-LEAST, MOST = 0.15, 0.35
+WISH = 0.2
+"""Share of W8A8 that a plan may take which is chosen without labels."""
+LEAST, MOST = 0.12, 0.35
 """Shares of W8A8 between which plans of the front are measured."""
 
 
@@ -200,7 +207,10 @@ class Bench:
             row["pck"] = pck.compute()
         else:
             row |= self.measured(config, fold, frames, joints)
-            row["held_out_drop"] = None if point is None or point.verified is None else point.verified.drop
+            known = None if point is None else point.verified
+            row["held_out_drop"] = None if known is None else known.drop
+            row["held_out_agreement"] = None if known is None else known.agreement
+            row["held_out_relative_bops"] = None if known is None else known.relative
         self.values["rows"] = [
             old for old in self.values["rows"] if any(old[name] != value for name, value in key.items())
         ] + [row]
@@ -256,6 +266,8 @@ def run(args: Any, save: Callable[[dict[str, Any]], None], values: dict[str, Any
         near = [point for point in points.values() if LEAST <= point.verified.relative <= MOST]
         near.sort(key=lambda p: abs(p.verified.relative - SHARE))
         for point in near[: args.plans]:
-            label = f"search, T = {point.config.interval}, {point.verified.drop:.2f} points lost on held-out frames"
+            label = f"search, T = {point.config.interval}, {point.verified.relative:.1%} on held-out frames"
             bench.measure(label, fold, point.config, point)
+        chosen = bench.search(fold, max_gbops=WISH * bench.base / 1e9).plan.point
+        bench.measure("search without labels", fold, chosen.config, chosen)
     return bench.values
