@@ -123,6 +123,7 @@ class PipelineFrames(Sequence[Tensor]):
         frames: int | None = None,
     ) -> None:
         self.pictures, self.model, self.boxes = pictures, model, boxes
+        self.shape: torch.Size | None = None
         self.count = len(pictures) if frames is None else min(frames, len(pictures))
         self.is_pose = scope == "mmpose"
         with DefaultScope.overwrite_default_scope(scope):
@@ -136,7 +137,16 @@ class PipelineFrames(Sequence[Tensor]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return self.batch(index % len(self))["inputs"]
+        frame: Tensor = self.batch(index % len(self))["inputs"]
+        self.shape = self.shape or frame.shape
+        if frame.shape != self.shape:
+            sides = " × ".join(map(str, frame.shape[2:]))
+            msg = (
+                f"frame {index}{self._origin(index)} is {sides} as the network gets it, others are "
+                f"{' × '.join(map(str, self.shape[2:]))}; all frames of a video need one size: --size H W."
+            )
+            raise VideoError(msg)
+        return frame
 
     def picture(self, index: int) -> Tensor:
         """Return a frame as it is in the video, (3, H, W), uint8."""

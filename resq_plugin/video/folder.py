@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,10 +24,13 @@ __all__ = [
     "frame_files",
     "has_suffix",
     "is_hidden",
+    "jumps",
     "natural_key",
     "read_image",
     "video_sources",
 ]
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -98,8 +104,26 @@ def video_sources(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES + VIDEO_S
     return sorted(sources, key=lambda path: natural_key(path.as_posix()))
 
 
+def jumps(files: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Neighbours in a list of frames whose numbers, the last in their names, are farther apart than most, or go back.
+
+    >>> names = ("f1.png", "f2.png", "f3.png", "f7.png", "f8.png")
+    >>> jumps([Path(name) for name in names])
+    [(PosixPath('f3.png'), PosixPath('f7.png'))]
+    """
+    numbers = [re.findall("[0-9]+", path.stem)[-1:] for path in files]
+    if not all(numbers) or len(files) < 3:
+        return []
+    steps = [int(after[0]) - int(before[0]) for before, after in itertools.pairwise(numbers)]
+    usual = Counter(steps).most_common(1)[0][0]
+    pairs = itertools.pairwise(files)
+    return [pair for pair, step in zip(pairs, steps, strict=True) if step > usual or step < 0]
+
+
 class ImageFolder(Sequence[Pixels]):
     """The frames of a folder in natural order as pictures (H, W, 3), RGB, uint8.
+
+    Frames are taken for consecutive; a warning names numbers that are missing.
 
     Raises:
         VideoError: there is no such folder, or no frame in it; the message tells what is there.
@@ -110,6 +134,16 @@ class ImageFolder(Sequence[Pixels]):
         self.files = frame_files(self.folder)
         if not self.files:
             raise VideoError(_nothing(self.folder))
+        if found := jumps(self.files):
+            before, after = found[0]
+            logger.warning(
+                "%s: frames are missing between %s and %s%s; what stands there counts as one step in time. Put frames "
+                "of another stretch or video into a folder of their own.",
+                self.folder,
+                before.name,
+                after.name,
+                f", and at {len(found) - 1} other places" if len(found) > 1 else "",
+            )
 
     def __len__(self) -> int:
         """Return the number of frames."""

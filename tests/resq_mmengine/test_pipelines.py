@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("mmseg")
 
@@ -123,6 +124,17 @@ def test_compare_names_step_and_file(
     command += ["--calibrate", str(case / "calib")]
     error = error_of(case, command, capsys, test_dataloader__dataset=pipeline(step, case=case))
     assert error.startswith("resq compare: error: " + message.format(file=case / "calib" / "0016E5_00104.png"))
+
+
+def test_compare_names_a_frame_of_another_size(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "frames"
+    make_frames(tmp_path, "frames", 16)
+    odd = sorted(folder.glob("*.png"))[5]
+    Image.open(odd).resize((60, 20)).save(odd)
+    command = ["compare", "--video", str(folder), "--out", str(tmp_path / "out"), "--precision", "W8A8"]
+    error = error_of(case, command, capsys)
+    assert error.startswith(f"resq compare: error: frame 5 ({odd}) is 20 × 60 as the network gets it, others are ")
+    assert error.endswith("all frames of a video need one size: --size H W.")
 
 
 def test_errors_in_one_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,29 @@ def test_files_come_in_natural_order_whatever_the_case_of_their_suffix(tmp_path:
     assert names(frame_files(tmp_path, (".png",)), tmp_path) == ["f9.PNG", "f10.png"]
     assert frame_files(tmp_path / "nowhere") == []
     assert sorted(["x²1", "x²", "x٣"], key=natural_key) == ["x²", "x²1", "x٣"]  # digits of other kinds are text
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("f1", "f2", "f3"), ""),
+        (("f2", "f4", "f6"), ""),  # every second one
+        (("a", "b", "c", "d"), ""),  # no numbers
+        (("f9", "f10"), ""),  # one step is its own measure
+        (("f1", "f2", "f3", "f7"), "frames are missing between f3.png and f7.png; what stands there"),
+        (("f1", "f2", "f3", "f7", "f8", "f10"), "f3.png and f7.png, and at 1 other places; what"),
+        (("a1", "a2", "a3", "b1", "b2", "b3"), "between a3.png and b1.png;"),  # two videos
+        (("0001TP_006690", "0001TP_006720", "0001TP_006750", "0006R0_f00930"), "0001TP_006750.png and 0006R0_f00930"),
+    ],
+)
+def test_missing_frames_are_told(
+    files: tuple[str, ...], expected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in files:
+        image(tmp_path / f"{name}.png")
+    with caplog.at_level(logging.WARNING):
+        assert len(ImageFolder(tmp_path)) == len(files)
+    assert expected in caplog.text if expected else not caplog.text
 
 
 def test_files_of_desktops_are_no_frames(tmp_path: Path) -> None:
