@@ -55,6 +55,7 @@ class LayerSamples:
     pixels: int = 0
     change_square_sum: float = 0.0
     change_pixels: int = 0
+    _typical: dict[tuple[str, bool], bool] = field(default_factory=dict, repr=False)
 
     def is_signed(self, config: ResQConfig) -> bool:
         """Whether the keyframe grid is symmetric."""
@@ -80,6 +81,7 @@ class LayerSamples:
             complete=of_slots(self.complete),
             inside=of_slots(self.inside),
             residual_range=None,
+            _typical={},
         )
 
     def is_typical(self, kind: str, reference: str = "float") -> bool:
@@ -89,11 +91,17 @@ class LayerSamples:
             kind: ``keyframe`` (x) or ``residual`` (its change since the reference, in float).
             reference: of residuals.
         """
+        place = kind, kind == "residual" and reference == "running"
+        if place not in self._typical:  # all samples are there when this is asked first
+            self._typical[place] = self._is_typical(*place)
+        return self._typical[place]
+
+    def _is_typical(self, kind: str, running: bool) -> bool:
         if kind == "keyframe":
             whole, pixels, chosen, batches = self.square_sum, self.pixels, self.keyframes, self.keyframe_inputs()
         else:
             whole, pixels, chosen = self.change_square_sum, self.change_pixels, self.residuals
-            batches = self.residual_inputs("running" if reference == "running" else "float", lambda x: x)
+            batches = self.residual_inputs("running" if running else "float", lambda x: x)
         seen = sum(count * len(positions) for count, positions in zip(self.inside, chosen, strict=True))
         if not (whole and seen):
             return True
