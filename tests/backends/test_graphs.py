@@ -100,6 +100,7 @@ def test_past_the_limits_of_the_compiler_the_model_computes_the_same(backend: st
         assert_equal(play(torch.compile(model, backend="eager"), X), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [outside, play])
 @pytest.mark.parametrize("part", [0, 1])
 def test_a_part_that_is_compiled_on_its_own_computes_the_same(part: int, run: Any, backend: str) -> None:

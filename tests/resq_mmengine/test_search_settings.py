@@ -96,6 +96,7 @@ def test_a_second_run_measures_nothing_again_and_takes_the_calibrated_checkpoint
     assert again.test() == tested[1]
 
 
+@pytest.mark.slow
 def test_a_changed_wish_is_searched_for_and_the_earlier_plan_is_kept(
     case: Path, tested: tuple[Runner, dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_changed_wish_is_searched_for_and_the_earlier_plan_is_kept(
     assert (work / "plan.json").read_text() == plan
 
 
+@pytest.mark.slow
 def test_the_command_evaluates_it_beside_float_and_w8a8(case: Path, tested: tuple[Runner, dict[str, float]]) -> None:
     cfg = config(case, case / "work")
     cfg.resq.search = SEARCH  # over the precision and T of a recipe
