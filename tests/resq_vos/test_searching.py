@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from resq_vos.calibration import record_clips, step_runner
+from resq_vos.cost import vos_cost
 from resq_vos.propagation import Propagation
 from resq_vos.searching import labelled, score_runner, tracking_loop
 from resq_vos.stm import FLOAT_LAYERS
 from vos_helpers import moving_squares, tiny_stm
 
-from resq_plugin import Target, calibrate, convert, evaluate, search
+from resq_plugin import ResQConfig, Target, calibrate, convert, evaluate, search
 from resq_plugin.errors import FrameError
 from resq_plugin.evaluation import MeanIoU, float_predictions
 
-FRAMES, LABELS = moving_squares(8)
+FRAMES, LABELS = moving_squares(10)
 VIDEO = labelled(FRAMES[:, None], LABELS[0])
 TARGET = Target(
     keyframes=("W8A8",),
@@ -83,6 +84,40 @@ def test_a_search_measures_plans_over_whole_videos() -> None:
     metrics = {"agreement": lambda: MeanIoU(3)}
     measured = evaluate(model, [VIDEO], {"agreement": in_float}, metrics, predict=predict, given=1, **playing)
     assert found.accuracy == measured.mean("agreement")
+
+
+def test_a_plan_of_an_stm_is_found_on_recorded_steps() -> None:
+    model = tiny_stm()
+    clips = record_clips(model, FRAMES[:, None], LABELS[0], length=3)
+    assert len(clips) == 3
+
+    found = search(
+        model,
+        clips[:2],
+        held_out=clips[2:],
+        max_drop=100.0,
+        target=TARGET,
+        run=score_runner(model),
+        arguments=(2,),
+        exclude=FLOAT_LAYERS,
+        calibration=QUICK,
+        points=0,
+        progress=False,
+    )
+
+    plan = found.plan
+    names = {layer.name for layer in plan.layers}
+    assert {name.partition(".")[0] for name in names} >= {"query", "memory"}
+    assert not names & set(FLOAT_LAYERS)
+    assert not any(True for module in model.modules() if type(module).__module__.startswith("resq_plugin"))
+    verified = plan.point.verified
+    assert verified is not None
+    expected = vos_cost(model, (1, 3, 32, 44), plan.config, objects=2).bops_per_frame / 1e9
+    assert verified.gbops == expected
+    assert plan.point.gbops == pytest.approx(expected)
+    base = vos_cost(model, (1, 3, 32, 44), ResQConfig.parse("W8A8"), objects=2).bops_per_frame / 1e9
+    assert verified.relative == pytest.approx(expected / base, rel=1e-12)
+    assert found.front[0].gbops < found.front[-1].gbops
 
 
 @pytest.mark.parametrize(
