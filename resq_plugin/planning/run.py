@@ -137,7 +137,7 @@ def search(
         seed=seed,
         metric=name,
         common=common,
-        given=given,
+        given=None if loop is None else given,
     )
     journal = SearchJournal(None if folder is None else Path(folder), mark)
     with evaluating(model), tqdm(unit="step", disable=not progress, dynamic_ncols=True) as bar:

@@ -500,6 +500,20 @@ def test_a_loop_may_return_labels_alone_and_labels_of_given_frames_do_not_count(
     assert "NaN" not in (tmp_path / "front.json").read_text()
 
 
+def test_a_loop_without_given_frames_takes_no_records_of_clips(tmp_path: Path) -> None:
+    """GIVEN the same clips and frames, verified step by step and then as whole videos."""
+    net = seeded(Blend)
+    steps = steps_of(net, film())
+    options: dict[str, Any] = {**COMMON, "max_drop": 100.0, "held_out": steps[3:], "run": lambda step: net(*step)}
+    search(net, steps[:3], folder=tmp_path, **options)
+    (before,) = {json.loads(line)["search"] for line in (tmp_path / "search.jsonl").read_text().splitlines()[:1]}
+    loop = Recurrent(net)
+    loop.before = torch.zeros(1, 4, 12, 16)
+    search(net, steps[:3], folder=tmp_path, loop=Loop(lambda step: loop(step[0]), lambda: None), **options)
+    (after,) = {json.loads(line)["search"] for line in (tmp_path / "search.jsonl").read_text().splitlines()[:1]}
+    assert before != after
+
+
 @pytest.mark.parametrize(
     ("held_out", "message"),
     [
