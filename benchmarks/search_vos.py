@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from common import machine, require
-from resq_vos.calibration import record_clips
+from resq_vos.calibration import record_clips, step_runner
 from resq_vos.cost import quantized_only, vos_cost
 from resq_vos.davis import DavisSequence, find_sequences, read_frame
 from resq_vos.evaluation import follow, score, summarize_scores
@@ -148,7 +148,7 @@ class Bench:
             convert(self.model, config)
             try:
                 clips = self.clips(*SEARCHED, HELD_OUT)
-                calibrate(self.model, clips, run=lambda step: step.run(self.model)[0])
+                calibrate(self.model, clips, run=step_runner(self.model))
                 row |= {"precision": config.notation}
                 if config.residual is None:
                     row |= self.scores(None, sequences)

@@ -6,6 +6,7 @@ from resq_plugin.calibration.clips import Clip, checked_frames, split_clip, tell
 from resq_plugin.calibration.collect import Collector
 from resq_plugin.calibration.fingerprint import fingerprint
 from resq_plugin.calibration.full_maps import FullMapComparison
+from resq_plugin.calibration.layer_samples import square_sum
 from resq_plugin.calibration.line_search import PathSearch
 from resq_plugin.calibration.needs import weight_at
 from resq_plugin.calibration.ranges import candidate_ranges
@@ -15,6 +16,7 @@ from resq_plugin.calibration.sampling import (
     choose_windows,
     cut_outputs,
     cut_windows,
+    inside,
     output_positions,
 )
 from resq_plugin.calibration.statistics import Statistics
@@ -35,8 +37,10 @@ __all__ = [
     "cut_outputs",
     "cut_windows",
     "fingerprint",
+    "inside",
     "output_positions",
     "split_clip",
+    "square_sum",
     "tell_of_pixels",
     "weight_at",
 ]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resq_plugin.calibration.layer_samples import LayerSamples, widen
-from resq_plugin.calibration.sampling import Window, choose_windows, cut_windows, output_positions
+from resq_plugin.calibration.layer_samples import LayerSamples, square_sum, widen
+from resq_plugin.calibration.sampling import Window, choose_windows, cut_windows, inside, output_positions
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError
 from resq_plugin.method import Call, CountingExecutor, ResidualLayer
@@ -94,8 +94,7 @@ class Collector(CountingExecutor):
             self._windows[key] = choose_windows(layer, x, self.positions, self.generator)
             self._slots[key] = len(samples.clips)
             samples.complete.append(self.positions >= output_positions(layer, x))
-            ones = torch.ones_like(x.narrow(layer.channel_dim, 0, 1))
-            samples.inside.append(int(cut_windows(layer, ones, self._windows[key]).sum()))
+            samples.inside.append(int(inside(layer, x, self._windows[key]).sum()))
             samples.clips.append({})
             samples.keyframes.append([])
             samples.residuals.append([])
@@ -104,7 +103,7 @@ class Collector(CountingExecutor):
         if "keyframe" in self._roles:
             samples.keyframes[slot].append(self._position)
             samples.keyframe_range = widen(samples.keyframe_range, x, name)
-            samples.square_sum += _square_sum(x)
+            samples.square_sum += square_sum(x)
             samples.pixels += x.numel() // max(x.shape[layer.channel_dim], 1)
         if self._position == 0:
             self._references[key] = x.clone()
@@ -113,15 +112,11 @@ class Collector(CountingExecutor):
             low = samples.residual_range or (float("inf"), -float("inf"))
             change = difference(x, self._references, key)
             samples.residual_range = widen(low, change, name)
-            samples.change_square_sum += _square_sum(change)
+            samples.change_square_sum += square_sum(change)
             samples.change_pixels += x.numel() // max(x.shape[layer.channel_dim], 1)
         if self.config.reference == "running" and key in self._references:
             self._references[key] = x.clone()
         return z
-
-
-def _square_sum(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def _require_batch(layer: ResidualLayer, x: Tensor) -> None:

@@ -76,7 +76,12 @@ def find_findings(
                 "bits on the residuals of these clips. Take them out of the pool, or pass clips with more motion"
             )
     if not next(iter(layers.values())).settings.config.calibration.recheck:
-        rare = [name for name in searches if not _is_sampled(samples[name], layers[name])]
+        references = {name: layers[name].settings.config.reference for name in searches}
+        rare = [
+            name
+            for name, reference in references.items()
+            if not all(samples[name].is_typical(kind, reference) for kind in ("keyframe", "residual"))
+        ]
         if rare:
             found.append(
                 f"the places sampled of layers {_list(rare)} hold less than half or more than twice of what their "
@@ -87,11 +92,6 @@ def find_findings(
     if needs:
         found.append(describe_needs(needs, layers))
     return found
-
-
-def _is_sampled(samples: LayerSamples, layer: ResidualLayer) -> bool:
-    reference = layer.settings.config.reference
-    return samples.is_complete or all(samples.is_typical(kind, reference) for kind in ("keyframe", "residual"))
 
 
 def too_short(longest: int, config: ResQConfig) -> list[str]:

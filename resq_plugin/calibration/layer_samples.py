@@ -13,7 +13,7 @@ from torch import Tensor
 from resq_plugin.config import ResQConfig
 from resq_plugin.errors import CalibrationError
 
-__all__ = ["LayerSamples", "Losses", "best", "widen"]
+__all__ = ["LayerSamples", "Losses", "best", "square_sum", "widen"]
 
 Quantize = Callable[[Tensor], Tensor]
 Losses = dict[float, float]
@@ -85,12 +85,14 @@ class LayerSamples:
         )
 
     def is_typical(self, kind: str, reference: str = "float") -> bool:
-        """Whether windows hold about as much as full maps do. A few may miss what is rare, such as a small mask.
+        """Whether windows hold all of the maps, or about as much. A few may miss what is rare, such as a small mask.
 
         Args:
             kind: ``keyframe`` (x) or ``residual`` (its change since the reference, in float).
             reference: of residuals.
         """
+        if self.is_complete:
+            return True
         place = kind, kind == "residual" and reference == "running"
         if place not in self._typical:  # all samples are there when this is asked first
             self._typical[place] = self._is_typical(*place)
@@ -105,7 +107,7 @@ class LayerSamples:
         seen = sum(count * len(positions) for count, positions in zip(self.inside, chosen, strict=True))
         if not (whole and seen):
             return True
-        part = sum(float(torch.linalg.vector_norm(batch, dtype=torch.float64)) ** 2 for batch in batches)
+        part = sum(map(square_sum, batches))
         return TYPICAL[0] <= (part / seen) / (whole / pixels) <= TYPICAL[1]
 
     @property
@@ -160,6 +162,11 @@ def _batches(windows: Iterable[Tensor]) -> list[Tensor]:
 def best(losses: Mapping[float, float]) -> float:
     """The half range of the smallest loss; of equal ones the first."""
     return min(losses, key=losses.__getitem__)
+
+
+def square_sum(x: Tensor) -> float:
+    """Sum of squares, which does not overflow in half precision."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def widen(bounds: tuple[float, float], x: Tensor, name: str) -> tuple[float, float]:

@@ -163,7 +163,7 @@ def _search(
 ) -> LayerSearch:
     """Find the finalists of the quantizers of one path, given by their bits, as far as they are not known."""
     config = layer.settings.config
-    trusted = samples.is_complete or not config.calibration.recheck or samples.is_typical(kind, config.reference)
+    trusted = not config.calibration.recheck or samples.is_typical(kind, config.reference)
     # Where the windows are the whole maps, a comparison on some of the frames knows less.
     count = 1 if samples.is_complete else FINALISTS if trusted else config.calibration.candidates
     w_hat = layer.weight_of(kind)

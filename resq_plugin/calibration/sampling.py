@@ -22,6 +22,7 @@ __all__ = [
     "choose_windows",
     "cut_outputs",
     "cut_windows",
+    "inside",
     "output_positions",
     "padded_map",
 ]
@@ -103,6 +104,18 @@ def cut_windows(layer: ResidualLayer, x: Tensor, windows: list[Window]) -> Tenso
         spans = [slice(start, start + SIDE) for start in starts]
         cut.append(x[index][tuple(spans if isinstance(layer, nn.Linear) else [slice(None), *spans])])
     return torch.stack(cut)
+
+
+def inside(layer: ResidualLayer, x: Tensor, windows: list[Window]) -> Tensor:
+    """1 for pixels of the map and 0 for what pads it, (windows, h, w) or (windows, *).
+
+    Args:
+        layer: the layer that reads ``x``.
+        x: its input, (N, C, H, W) or (N, *, C).
+        windows: as for `cut_windows`.
+    """
+    ones = torch.ones_like(x.narrow(layer.channel_dim, 0, 1))
+    return cut_windows(layer, ones, windows).squeeze(layer.channel_dim)
 
 
 def cut_outputs(layer: ResidualLayer, z: Tensor, windows: list[Window]) -> Tensor | None:

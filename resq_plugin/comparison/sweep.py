@@ -137,16 +137,19 @@ class _Sweep:
             name, make = metric or ("mIoU", _mean_iou(output))
             self.metrics[name] = make
         self.accuracy = next(reversed(self.metrics))
-        mark = fingerprint(
-            itertools.chain(model.state_dict().items(), videos.named()),
-            frames=[len(video) for video in videos.measured],
-            clips=[len(clip) for clip in videos.calibration],
-            metric=self.accuracy,
-        )
-        self.journal = Journal(folder, mark)
+        self.journal = Journal(folder, "" if folder is None else self._mark())
         self.base = measure_cost(model, videos.shape, ResQConfig.parse("W8A8")).bops_per_frame
         self.notes: list[str] = []
         self.statistics = Statistics()
+
+    def _mark(self) -> str:
+        """What tells this sweep from others; all frames are decoded for it."""
+        return fingerprint(
+            itertools.chain(self.model.state_dict().items(), self.videos.named()),
+            frames=[len(video) for video in self.videos.measured],
+            clips=[len(clip) for clip in self.videos.calibration],
+            metric=self.accuracy,
+        )
 
     def run(self, plan: Sequence[Setting]) -> Comparison:
         self.positions = min(next((s.config.interval for s in plan if s.config is not None), 1), self.longest)

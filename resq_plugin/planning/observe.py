@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from resq_plugin.calibration import Window, choose_windows, cut_outputs, cut_windows
+from resq_plugin.calibration import Window, choose_windows, cut_outputs, cut_windows, inside, square_sum
 from resq_plugin.errors import ConfigError
 from resq_plugin.method import Call, CountingExecutor, ResidualLayer, executing
 
-__all__ = ["LayerView", "Observer", "View", "draw_score", "has_scores", "observe", "score_tensor"]
+__all__ = ["LayerView", "Observer", "View", "draw_score", "find_scores", "observe", "score_tensor"]
 
 Key = tuple[str, int, torch.Size]
 KEEPS_STATE = (
@@ -109,14 +109,12 @@ class Observer(CountingExecutor):
                     )
                     raise ConfigError(msg)
                 self._windows[key] = choose_windows(layer, x, self.positions, self.generator)
-                ones = torch.ones_like(x.narrow(layer.channel_dim, 0, 1))
-                inside = cut_windows(layer, ones, self._windows[key]).squeeze(layer.channel_dim)
-                self._views[key] = View(inside=inside)
+                self._views[key] = View(inside=inside(layer, x, self._windows[key]))
                 found.views.append(self._views[key])
             view = self._views[key]
             view.inputs.append(cut_windows(layer, x, self._windows[key]))
             view.gradients.append([])
-            found.square_sum += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+            found.square_sum += square_sum(x)
             found.pixels += x.numel() // max(x.shape[layer.channel_dim], 1)
             found.lowest = min(found.lowest, float(x.min()))
             if found.source < 0:
@@ -140,9 +138,10 @@ class Observer(CountingExecutor):
         return z
 
 
-def has_scores(output: Any) -> bool:
-    """Whether a model's output has a floating-point tensor."""
-    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(output))
+def find_scores(output: Any) -> Tensor | None:
+    """The first floating-point tensor of a model's output, or None."""
+    floats = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    return next(floats, None)
 
 
 def score_tensor(output: Any) -> Tensor:
@@ -151,9 +150,9 @@ def score_tensor(output: Any) -> Tensor:
     Raises:
         ConfigError: there is none that gradients can flow from.
     """
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
+    scores = find_scores(output)
+    if scores is not None:
+        return scores
     msg = (
         "the model returns no floating-point tensor, so that nobody can tell how its output depends on its layers; "
         "pass a model that returns class scores or values, and predict=... for what is made of them."

@@ -8,18 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from resq_plugin.calibration import Statistics, calibrate
 from resq_plugin.config import ResQConfig
 from resq_plugin.conversion import convert, fold_batch_norms, revert
 from resq_plugin.cost import measure_cost
-from resq_plugin.evaluation import Metric, evaluate
+from resq_plugin.evaluation import Metric, evaluate, float_predictions
 from resq_plugin.method import image_of
 from resq_plugin.planning.inputs import Loop
 from resq_plugin.planning.journal import SearchJournal
-from resq_plugin.planning.observe import has_scores, score_tensor
+from resq_plugin.planning.observe import find_scores, score_tensor
 
 __all__ = ["Divergence", "Trials", "Verified"]
 
@@ -138,39 +137,27 @@ class Trials:
             {"run": run} if loop is None else {"run": loop.run, "start": loop.start, "given": loop.given}
         )
         self.statistics = Statistics()
-        predicted, scores = self._in_float(predict)
+        outputs: list[list[Any]] = float_predictions(
+            model, held_out, lambda output: output, run=self.playing["run"], start=self.playing.get("start")
+        )
+        predicted = [[predict(output) for output in video] for video in outputs]
         self.targets: dict[str, Any] = {"accuracy": predicted if labels is None else labels, "agreement": predicted}
         self.metrics: dict[str, Callable[[], Any]] = {
             "accuracy": lambda: _Predicted(metric(), predict),
             "agreement": lambda: _Predicted(agreement(), predict),
         }
-        if scores is not None:
-            self.targets["divergence"] = scores
+        if find_scores(outputs[0][-1]) is not None:
+            self.targets["divergence"] = [[score_tensor(output).clone() for output in video] for video in outputs]
             self.metrics["divergence"] = lambda: _Scored(Divergence(criterion), predict)
         own = metric()
         for found, right in zip(predicted, self.targets["accuracy"], strict=True):
-            for prediction, target in list(zip(found, right, strict=True))[0 if loop is None else loop.given :]:
+            for prediction, target in list(zip(found, right, strict=True))[self.playing.get("given", 0) :]:
                 if target is not None:
                     own.update(prediction, target)
         self.float_accuracy = own.compute()
         self.shape = tuple(image_of(held_out[0][0]).shape)
         w8a8 = ResQConfig.parse("W8A8")
         self.base = measure_cost(model, self.shape, w8a8, arguments=self.arguments).bops_per_frame
-
-    @torch.no_grad()
-    def _in_float(self, predict: Predict) -> tuple[list[list[Tensor]], list[list[Tensor]] | None]:
-        """Predictions and scores of the float model, frame by frame; no scores where it returns none."""
-        run, start = self.playing["run"] or self.model, self.playing.get("start")
-        predicted: list[list[Tensor]] = []
-        scores: list[list[Tensor]] = []
-        for video in self.held_out:
-            if start is not None:
-                start()
-            outputs = [run(frame) for frame in video]
-            predicted.append([predict(output) for output in outputs])
-            if has_scores(outputs[-1]):
-                scores.append([score_tensor(output).clone() for output in outputs])
-        return predicted, scores or None
 
     @property
     def frames(self) -> int:
